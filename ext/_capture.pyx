@@ -1,0 +1,167 @@
+"""The capture callback: PortAudio's real-time thread writes into an AudioBuffer without Python.
+
+The function is capture.h's; this module gives out its address and its userdata. Links no PortAudio.
+"""
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
+
+import warnings
+
+import numpy as np
+
+from pcmring._buffer cimport (
+    PCMRING_FLOAT32,
+    PCMRING_FLOAT64,
+    PCMRING_INT16,
+    PCMRING_INT32,
+    AudioBuffer,
+    pcmring_a32,
+    pcmring_a64,
+    pcmring_ring,
+)
+from pcmring.errors import BufferClosed
+
+
+cdef extern from "pcmring/capture.h" nogil:
+    ctypedef struct pcmring_pa_times:
+        pass
+    ctypedef struct pcmring_capture:
+        pcmring_ring *ring
+        uint32_t format
+        pcmring_a64 callbacks
+        pcmring_a64 overflows
+        pcmring_a64 underflows
+        pcmring_a64 empty
+        pcmring_a64 last_call_ns
+    int pcmring_capture_callback(const void *input, void *output, unsigned long frames,
+                                 const pcmring_pa_times *times, unsigned long flags, void *userdata)
+    void pcmring_capture_stop(pcmring_capture *capture)
+
+cdef extern from *:
+    """
+    static inline uint64_t pcmring_capture_peek(pcmring_a64 *word) { return pcmring_load(word, relaxed); }
+    """
+    uint64_t pcmring_capture_peek(pcmring_a64 *word) nogil
+
+cdef dict FORMATS = {"int16": PCMRING_INT16, "int32": PCMRING_INT32, "float32": PCMRING_FLOAT32,
+                     "float64": PCMRING_FLOAT64}
+
+
+cdef class CaptureCallback:
+    """A PaStreamCallback that writes what PortAudio captures into `buffer`.
+
+    Hand `address` and `userdata` to a stream of the buffer's channels and samplerate, and keep this object until
+    the stream is closed. Until then the callback is the buffer's producer: other writes are refused.
+
+    The callback calls no Python, allocates nothing and takes no lock. A block that carries PortAudio's overflow
+    flag leaves a "device_overflow" gap before it, its length estimated from the device's clock, or from the
+    arrival times where the host gives none.
+
+    Parameters
+    ----------
+    buffer : AudioBuffer
+        Where the frames go.
+    dtype : dtype, optional
+        What the stream delivers: int16, int32, float32 or float64. The buffer's dtype if not given; else the
+        callback converts.
+
+    Raises
+    ------
+    RuntimeError
+        Somebody else is writing to the buffer.
+    BufferClosed
+        The buffer is closed.
+    """
+
+    cdef pcmring_capture *capture
+    cdef readonly AudioBuffer buffer
+    cdef readonly object dtype
+    cdef bint is_attached
+
+    def __cinit__(self, AudioBuffer buffer not None, dtype=None):
+        cdef pcmring_ring *ring
+        self.dtype = buffer.dtype if dtype is None else np.dtype(dtype)
+        if self.dtype.name not in FORMATS or not self.dtype.isnative:
+            raise TypeError(f"dtype must be one of {', '.join(FORMATS)}, in native byte order, got {dtype!r}")
+        self.capture = <pcmring_capture *>PyMem_RawCalloc(1, sizeof(pcmring_capture))
+        if self.capture == NULL:
+            raise MemoryError("no memory for the capture's state")
+        self.capture.ring = buffer.acquire_producer()
+        self.capture.format = FORMATS[self.dtype.name]
+        self.buffer = buffer
+        self.is_attached = True
+
+    def __dealloc__(self):
+        PyMem_RawFree(self.capture)
+
+    def __del__(self):
+        if self.is_attached:
+            warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self)
+            self.close()
+
+    def stop(self):
+        """Refuse further blocks: when this returns the callback no longer touches the buffer.
+
+        The next call tells PortAudio that the stream is complete. Idempotent; any thread.
+        """
+        if self.is_attached:
+            with nogil:
+                pcmring_capture_stop(self.capture)
+
+    def close(self):
+        """Stop, and let others write to the buffer. Idempotent. Close the stream before dropping this object."""
+        if self.is_attached:
+            self.stop()
+            self.is_attached = False
+            self.buffer.release_producer()
+
+    def __enter__(self):
+        if not self.is_attached:
+            raise BufferClosed("the capture is closed")
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()
+
+    def __repr__(self):
+        return f"<CaptureCallback of {self.dtype} into {self.buffer!r}{'' if self.is_attached else ', closed'}>"
+
+    @property
+    def closed(self):
+        """bool: `close` was called."""
+        return not self.is_attached
+
+    @property
+    def address(self):
+        """int: address of the C function, a PaStreamCallback."""
+        return <uintptr_t>&pcmring_capture_callback
+
+    @property
+    def userdata(self):
+        """int: address of its userdata."""
+        return <uintptr_t>self.capture
+
+    @property
+    def callbacks(self):
+        """int: calls so far."""
+        return pcmring_capture_peek(&self.capture.callbacks)
+
+    @property
+    def overflows(self):
+        """int: calls that said frames had been lost before."""
+        return pcmring_capture_peek(&self.capture.overflows)
+
+    @property
+    def underflows(self):
+        """int: calls that said the device had been late."""
+        return pcmring_capture_peek(&self.capture.underflows)
+
+    @property
+    def empty_callbacks(self):
+        """int: calls that brought no frames."""
+        return pcmring_capture_peek(&self.capture.empty)
+
+    @property
+    def last_call_ns(self):
+        """int: `time.monotonic_ns` at the last call, 0 before the first: how a silent device is noticed."""
+        return pcmring_capture_peek(&self.capture.last_call_ns)

@@ -1,0 +1,82 @@
+/* Who may use a piece of C state: one thread at a time (a claim), or as many as like until it closes (pins).
+ *
+ * With the GIL these words change only while it is held, so plain stores do. Without it they are atomic.
+ * Neither ever waits: a refusal becomes an exception that says who is in the way. */
+#ifndef PCMRING_CLAIM_H
+#define PCMRING_CLAIM_H
+
+#include <Python.h>
+#include "pcmring/ring.h"
+
+#define PCMRING_PINS_CLOSED 0x80000000u
+
+#ifdef Py_GIL_DISABLED
+/* acquire and release: what the last holder did is visible to the next */
+static inline int pcmring_claim_take(uint32_t *claim)
+{
+    uint32_t idle = 0;
+    return pcmring_cas((pcmring_a32 *)claim, &idle, 1u, acquire);
+}
+static inline void pcmring_claim_give(uint32_t *claim) { pcmring_store((pcmring_a32 *)claim, 0u, release); }
+
+static inline int pcmring_pin(uint32_t *pins)
+{
+    uint32_t now = pcmring_load((pcmring_a32 *)pins, relaxed);
+    while (!(now & PCMRING_PINS_CLOSED))
+        if (pcmring_cas((pcmring_a32 *)pins, &now, now + 1, acquire))
+            return 1;
+    return 0;
+}
+/* Also when closed, as long as somebody else's pin keeps the memory. */
+static inline int pcmring_pin_mapped(uint32_t *pins)
+{
+    uint32_t now = pcmring_load((pcmring_a32 *)pins, relaxed);
+    while (now != PCMRING_PINS_CLOSED)
+        if (pcmring_cas((pcmring_a32 *)pins, &now, now + 1, acquire))
+            return 1;
+    return 0;
+}
+/* acq_rel: whoever frees comes after everything the others did */
+static inline int pcmring_unpin(uint32_t *pins)
+{
+    return pcmring_sub((pcmring_a32 *)pins, 1u, acq_rel) == (PCMRING_PINS_CLOSED | 1u);
+}
+static inline void pcmring_pins_close(uint32_t *pins)
+{
+    uint32_t now = pcmring_load((pcmring_a32 *)pins, relaxed);
+    while (!pcmring_cas((pcmring_a32 *)pins, &now, now | PCMRING_PINS_CLOSED, acq_rel)) {
+    }
+}
+static inline int pcmring_pins_closed(uint32_t *pins)
+{
+    return (pcmring_load((pcmring_a32 *)pins, acquire) & PCMRING_PINS_CLOSED) != 0;
+}
+#else
+static inline int pcmring_claim_take(uint32_t *claim)
+{
+    const int free_before = *claim == 0;
+    *claim = 1;
+    return free_before;
+}
+static inline void pcmring_claim_give(uint32_t *claim) { *claim = 0; }
+
+static inline int pcmring_pin(uint32_t *pins)
+{
+    if (*pins & PCMRING_PINS_CLOSED)
+        return 0;
+    ++*pins;
+    return 1;
+}
+static inline int pcmring_pin_mapped(uint32_t *pins)
+{
+    if (*pins == PCMRING_PINS_CLOSED)
+        return 0;
+    ++*pins;
+    return 1;
+}
+static inline int pcmring_unpin(uint32_t *pins) { return --*pins == PCMRING_PINS_CLOSED; }
+static inline void pcmring_pins_close(uint32_t *pins) { *pins |= PCMRING_PINS_CLOSED; }
+static inline int pcmring_pins_closed(uint32_t *pins) { return (*pins & PCMRING_PINS_CLOSED) != 0; }
+#endif
+
+#endif

@@ -1,0 +1,104 @@
+"""What the ring reports: plain records, no behaviour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+__all__ = ["CAUSES", "Block", "BufferStatistics", "Gap", "StreamTime"]
+
+#: Why frames are missing, in the order of ring.h's enum pcmring_cause.
+CAUSES = ("device_overflow", "dropped", "reopened", "paused")
+
+
+class Block(NamedTuple):
+    """A window of frames that a reader was given.
+
+    Attributes
+    ----------
+    start : int
+        Position of its first frame.
+    frames : int
+        Its length; shorter than asked only at the end of a closed buffer.
+    array : ndarray, shape (frames, channels)
+        The caller's own copy.
+    lost : int
+        Frames lost between the window before and this one.
+    """
+
+    start: int
+    frames: int
+    array: Any
+    lost: int
+
+
+class Gap(NamedTuple):
+    """Frames that never reached the ring.
+
+    Attributes
+    ----------
+    position : int
+        The first frame stored after the gap.
+    frames : int
+        How many are missing just before it.
+    cause : str
+        "device_overflow", "dropped", "reopened" or "paused".
+    exact : bool
+        False when `frames` is an estimate from a clock.
+    """
+
+    position: int
+    frames: int
+    cause: str
+    exact: bool
+
+
+class StreamTime(float):
+    """Seconds, with the clock they were measured on.
+
+    Attributes
+    ----------
+    clock : str
+        "adc": the device's clock (PortAudio's stream time), at the moment of capture.
+        "monotonic": `time.monotonic`, when the frame had arrived; used where the host gave no
+        believable capture time.
+    """
+
+    __slots__ = ("clock",)
+    clock: str
+
+    def __new__(cls, seconds: float, clock: str) -> StreamTime:
+        self = super().__new__(cls, seconds)
+        self.clock = clock
+        return self
+
+    def __repr__(self) -> str:
+        return f"StreamTime({float(self)!r}, clock={self.clock!r})"
+
+    def __reduce__(self) -> tuple[type[StreamTime], tuple[float, str]]:
+        return StreamTime, (float(self), self.clock)
+
+
+@dataclass(frozen=True)
+class BufferStatistics:
+    """Counters of one buffer at one moment. All counts are frames unless the name says otherwise."""
+
+    capacity: int
+    channels: int
+    dtype: str
+    samplerate: float | None  #: hertz
+    policy: str
+    mirrored: bool  #: a view across the end of memory costs no copy
+    nbytes: int  #: audio bytes held at most
+    memory_bytes: int  #: all memory of the ring: audio, tables, rounding to pages
+    frames_written: int
+    oldest: int
+    fill: int
+    peak_fill: int  #: high-water mark of `fill`
+    blocks: int  #: writes that stored at least one frame
+    min_block: int
+    max_block: int
+    frames_lost: dict[str, int]  #: frames that never reached the ring, by cause
+    gaps: int  #: entries ever made in the ledger
+    frames_delivered: int  #: by the buffer's own reader
+    frames_overrun: int  #: overwritten before the buffer's own reader took them

@@ -1,0 +1,104 @@
+/* pcmring/capture.h: the function PortAudio's real-time thread calls, storing straight into a ring.
+ *
+ * Needs no PortAudio headers: the types below have the shape of its PaStreamCallback (portaudio.h, v19).
+ * It calls nothing but ring.h and the monotonic clock: no Python, no allocation, no lock. */
+#ifndef PCMRING_CAPTURE_H
+#define PCMRING_CAPTURE_H
+
+#include "ring.h"
+
+/* PaStreamCallbackTimeInfo: seconds on the stream's clock; hosts are known to leave zeros. */
+typedef struct pcmring_pa_times {
+    double input_adc, current, output_dac;
+} pcmring_pa_times;
+
+#define PCMRING_PA_INPUT_UNDERFLOW 0x1ul
+#define PCMRING_PA_INPUT_OVERFLOW 0x2ul /* frames were lost somewhere before this block */
+#define PCMRING_PA_CONTINUE 0
+#define PCMRING_PA_COMPLETE 1
+
+/* The callback's userdata. The callback's thread is the ring's producer for as long as the stream runs. */
+typedef struct pcmring_capture {
+    pcmring_ring *ring;
+    uint32_t format;  /* of the samples PortAudio delivers */
+    uint32_t spare;
+    pcmring_a32 stop; /* set by any thread: the next call ends the stream and stores nothing */
+    pcmring_a32 busy; /* 1 inside the callback */
+    pcmring_a64 callbacks;
+    pcmring_a64 overflows;    /* calls that carried the overflow flag */
+    pcmring_a64 underflows;   /* calls that carried the underflow flag */
+    pcmring_a64 empty;        /* calls without frames or without a buffer */
+    pcmring_a64 last_call_ns; /* pcmring_now_ns() at the last call: how a watchdog sees a silent device */
+    /* the callback's own notes about the block before */
+    uint64_t last_frames;
+    double last_adc_s;
+    int64_t last_ns;
+} pcmring_capture;
+
+/* Frames missing between the last block and this one by the clock: the device's own where it gives one,
+ * else the arrival times. An estimate; 0 when the clock shows no gap. */
+static inline uint64_t pcmring_capture_missing_(const pcmring_capture *capture, uint64_t frames, double adc_s,
+                                                int64_t now_ns)
+{
+    const double samplerate = capture->ring->control->samplerate;
+    double missing;
+    if (capture->last_ns == 0 || samplerate <= 0.0)
+        return 0;
+    if (adc_s > 0.0 && capture->last_adc_s > 0.0)
+        missing = (adc_s - capture->last_adc_s) * samplerate - (double)capture->last_frames;
+    else
+        missing = (double)(now_ns - capture->last_ns) * 1e-9 * samplerate - (double)frames;
+    return missing >= 0.5 && missing < 9e15 ? (uint64_t)(missing + 0.5) : 0;
+}
+
+/* PaStreamCallback. `userdata` is a pcmring_capture. */
+static int pcmring_capture_callback(const void *input, void *output, unsigned long frames,
+                                    const pcmring_pa_times *times, unsigned long flags, void *userdata)
+{
+    pcmring_capture *capture = (pcmring_capture *)userdata;
+    pcmring_ring *ring = capture->ring;
+    const int64_t now_ns = pcmring_now_ns();
+    const double adc_s = times ? times->input_adc : 0.0;
+    int wake = 0;
+    (void)output;
+
+    /* seq_cst with the load of `stop`, partner of pcmring_capture_stop(): either the stopper sees us at
+     * work and waits, or we see that we must not touch the ring */
+    pcmring_store(&capture->busy, 1, seq_cst);
+    if (pcmring_load(&capture->stop, seq_cst) || pcmring_is_closed(ring)) {
+        pcmring_store(&capture->busy, 0, release);
+        return PCMRING_PA_COMPLETE;
+    }
+    pcmring_count(&capture->callbacks, 1);
+    pcmring_store(&capture->last_call_ns, (uint64_t)now_ns, relaxed);
+    if (flags & PCMRING_PA_INPUT_UNDERFLOW)
+        pcmring_count(&capture->underflows, 1);
+    if (flags & PCMRING_PA_INPUT_OVERFLOW) {
+        pcmring_count(&capture->overflows, 1);
+        pcmring_add_gap(ring, pcmring_capture_missing_(capture, frames, adc_s, now_ns), PCMRING_DEVICE_OVERFLOW, 0);
+    }
+    if (input && frames) {
+        const pcmring_when when = {adc_s, now_ns};
+        pcmring_write(ring, input, capture->format, frames, &when, &wake);
+        capture->last_frames = frames;
+        capture->last_adc_s = adc_s;
+        capture->last_ns = now_ns;
+        if (wake)
+            pcmring_wake(ring);
+    } else {
+        pcmring_count(&capture->empty, 1);
+    }
+    pcmring_store(&capture->busy, 0, release);
+    return PCMRING_PA_CONTINUE;
+}
+
+/* From the return of this call on the callback does not touch the ring; called again it ends the stream. */
+static inline void pcmring_capture_stop(pcmring_capture *capture)
+{
+    pcmring_store(&capture->stop, 1, seq_cst);
+    while (pcmring_load(&capture->busy, seq_cst)) {
+        /* one callback's length at most: it waits for nothing */
+    }
+}
+
+#endif
