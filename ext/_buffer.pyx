@@ -87,7 +87,8 @@ cdef extern from "Python.h":
 
 # Copies of at least this many bytes run without the GIL. Releasing and retaking it costs 60-90 ns alone, and
 # under contention milliseconds; holding it costs others the copy: 13 us for this much. (benchmarks/)
-cdef uint64_t GIL_BYTES = 256 * 1024
+cdef enum:
+    GIL_BYTES = 256 * 1024
 
 # Rings of at least this many bytes are mirrored: it costs two mappings of the process's 65,530 and rounding up
 # to pages, which a small ring does not repay; a copy of this much takes microseconds.
@@ -191,7 +192,7 @@ cdef uint64_t memory_limit_bytes():
     return limit
 
 
-cdef inline bint is_plain_block(object data, int typenum, uint32_t channels):
+cdef inline bint is_plain_block(object data, int typenum, uint32_t channels) noexcept:
     """An ndarray whose memory already is what the ring stores: the only kind a callback should bring."""
     return (cnp.PyArray_CheckExact(data) and cnp.PyArray_TYPE(<cnp.ndarray>data) == typenum
             and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray>data)

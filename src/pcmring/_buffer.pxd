@@ -12,6 +12,7 @@
 
 Compile with ``include_dirs=[pcmring.get_include()]``.
 """
+cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "pcmring/ring.h" nogil:
@@ -152,19 +153,30 @@ cdef class AudioBuffer:
 
     # Become the one producer: Python's write() is refused until release_producer(). Needs the GIL. The
     # ring stays valid in between even if somebody closes the buffer.
+    @cython.final
     cdef pcmring_ring *acquire_producer(self) except NULL
+    @cython.final
     cdef int release_producer(self) except -1
 
     # The rest is this library's own business.
+    @cython.final
     cdef int pin(self) except -1
+    @cython.final
     cdef int unpin(self) except -1
+    @cython.final
     cdef int release_memory(self) except -1
+    @cython.final
     cdef tuple as_block(self, object data)
+    @cython.final
     cdef uint64_t write_rest(self, const uint8_t *src, uint32_t src_format, uint64_t frames,
                              int64_t deadline_ns) except? 18446744073709551615u
+    @cython.final
     cdef int sleep_until(self, uint64_t target, int64_t deadline_ns, uint32_t *cancel) except -1
+    @cython.final
     cdef int await_frames(self, pcmring_reader *reader, uint64_t frames, int64_t deadline_ns,
                           uint32_t *cancel) except -1
+    @cython.final
     cdef uint64_t take(self, pcmring_reader *reader, void *out, uint64_t frames, uint64_t advance,
                        uint64_t *first) noexcept
+    @cython.final
     cdef uint64_t fill_of(self) noexcept
