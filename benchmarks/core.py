@@ -65,7 +65,7 @@ class Peers:
     def get(self, module: str, package: str) -> Any:
         try:
             return importlib.import_module(module)
-        except Exception as error:  # a broken peer must not end the run; it is reported
+        except (ImportError, OSError) as error:  # rtmixer without PortAudio raises OSError
             self.missing.append(f"{package} ({type(error).__name__}: {error})")
             return None
 
@@ -192,8 +192,10 @@ def main() -> int:
     options.add_argument("--rounds", type=int, default=60)
     rounds = options.parse_args().rounds
     limit, peers = load_limit(), Peers()
-    print(f"pcmring {pcmring.__version__}, Python {platform.python_version()}, NumPy {np.__version__}, "
-          f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {rounds} rounds")
+    print(
+        f"pcmring {pcmring.__version__}, Python {platform.python_version()}, NumPy {np.__version__}, "
+        f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {rounds} rounds"
+    )
     for title, capacity in (("30 s ring", CAPACITY), ("hot ring", HOT)):
         show(f"write, 10 ms, {title}", measure(writers(limit, peers, capacity), rounds), "1.25 x the limit")
     for title, capacity in (("30 s ring", CAPACITY), ("hot ring", HOT)):

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["next_block"]
 
 #: The listeners of each loop, by buffer.
-_listeners: weakref.WeakKeyDictionary[
-    asyncio.AbstractEventLoop, weakref.WeakKeyDictionary[AudioBuffer, _Listener]
-] = weakref.WeakKeyDictionary()
+_listeners: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.WeakKeyDictionary[AudioBuffer, _Listener]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 class _Listener:

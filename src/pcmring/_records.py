@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["CAUSES", "Block", "BufferStatistics", "Gap", "StreamTime"]
 
@@ -67,7 +70,7 @@ class StreamTime(float):
     __slots__ = ("clock",)
     clock: str
 
-    def __new__(cls, seconds: float, clock: str) -> StreamTime:
+    def __new__(cls, seconds: float, clock: str) -> Self:
         self = super().__new__(cls, seconds)
         self.clock = clock
         return self

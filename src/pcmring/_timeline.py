@@ -59,7 +59,7 @@ class Timeline:
         first = (table[:, 0] - np.uint64(self._origin)).astype(np.float64)
         length = table[:, 1].astype(np.float64)
         adc_s = np.array([adc for _, _, adc, _ in stamps], dtype=np.float64)
-        mono_s = table[:, 3].astype(np.int64) * 1e-9
+        mono_s = table[:, 3].astype(np.float64) * 1e-9
         self._segment = np.searchsorted(breaks, table[:, 0], side="right")
         self._breaks = breaks
         self.clock = "adc" if self._believable(first, adc_s) else "monotonic"
