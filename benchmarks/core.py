@@ -42,8 +42,8 @@ Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
 def load_limit() -> Any:
     """Compile limit.c with the interpreter's own compiler and import it."""
-    folder = Path(tempfile.mkdtemp(prefix="pcmring-limit-"))
-    target = folder / f"limit{sysconfig.get_config_var('EXT_SUFFIX')}"
+    folder = tempfile.TemporaryDirectory(prefix="pcmring-limit-")
+    target = Path(folder.name) / f"limit{sysconfig.get_config_var('EXT_SUFFIX')}"
     compiler = os.environ.get("CC", "cc").split()
     includes = [f"-I{sysconfig.get_path('include')}", f"-I{np.get_include()}"]
     source = str(Path(__file__).with_name("limit.c"))
@@ -53,6 +53,7 @@ def load_limit() -> Any:
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
+    folder.cleanup()
     return module
 
 

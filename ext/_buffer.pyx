@@ -1,3 +1,4 @@
+# cython: binding=False, embedsignature=True, embedsignature.format=clinic
 """AudioBuffer, Reader and AudioView: argument checks, NumPy in and out, waiting.
 
 Every data move is one call into ring.h. Who owns what: an AudioBuffer owns the memory; calls in progress,
@@ -13,7 +14,7 @@ from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from cpython.number cimport PyNumber_Index
 from cpython.pycapsule cimport PyCapsule_New
 from cpython.ref cimport Py_INCREF
-from libc.math cimport isfinite, isnan
+from libc.math cimport INFINITY, isfinite
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
@@ -57,10 +58,17 @@ cdef extern from *:
     """
     #include "pcmring/ring.h"
     static inline uint64_t pcmring_peek64(pcmring_a64 *word) { return pcmring_load(word, relaxed); }
+    static inline void pcmring_raise_peak(pcmring_ring *r, uint64_t fill)
+    {
+        uint64_t peak = pcmring_load(&r->control->peak_fill, relaxed);
+        while (peak < fill && !pcmring_cas(&r->control->peak_fill, &peak, fill, relaxed)) {
+        }
+    }
     static inline void pcmring_set32(uint32_t *word) { pcmring_store((pcmring_a32 *)word, 1u, release); }
     static inline int pcmring_is_set32(const uint32_t *word) { return pcmring_load((pcmring_a32 *)word, acquire) != 0; }
     """
     uint64_t pcmring_peek64(pcmring_a64 *word) nogil   # a statistic
+    void pcmring_raise_peak(pcmring_ring *r, uint64_t fill) nogil
     void pcmring_set32(uint32_t *word) nogil
     bint pcmring_is_set32(const uint32_t *word) nogil
 
@@ -82,6 +90,7 @@ cdef extern from "mapping.h" nogil:
     void pcmring_unmap_mirrored(void *base, size_t bytes, size_t mirror_from)
 
 cdef extern from "Python.h":
+    long long PyLong_AsLongLongAndOverflow(object number, int *overflow) except? -1
     unsigned long PyThread_get_thread_ident()
 
 
@@ -103,8 +112,6 @@ cdef int LOSS_RANGES = 1024
 
 # From this size on a new ring is compared with the memory there is: see memory_limit_bytes().
 cdef uint64_t LARGE_BYTES = 256 * 1024 * 1024
-
-cdef uint64_t MAX_POSITION = (<uint64_t>1 << 63) - 1
 
 # Grows by one in the child of each fork. A ring belongs to the process that made it: the child may share its
 # pages with the parent (mirrored memory) and must neither write nor close there.
@@ -129,19 +136,23 @@ if hasattr(os, "register_at_fork"):
 cdef tuple DTYPES = ("int16", "int32", "float32", "float64")
 cdef dict FORMATS = {"int16": PCMRING_INT16, "int32": PCMRING_INT32, "float32": PCMRING_FLOAT32,
                      "float64": PCMRING_FLOAT64}
+cdef dict KINDS = {("i", 2): "int16", ("i", 4): "int32", ("f", 2): "float32", ("f", 4): "float32", ("f", 8): "float64"}
 cdef dict POLICIES = {"overwrite": PCMRING_OVERWRITE, "drop": PCMRING_DROP, "block": PCMRING_BLOCK}
 
 
 cdef uint64_t frames_of(object value, str what) except? 18446744073709551615u:
     """A count or position from Python, at the door."""
     cdef object number
+    cdef long long frames
+    cdef int overflow = 0
     try:
         number = value if PyLong_CheckExact(value) else PyNumber_Index(value)
     except TypeError:
         raise TypeError(f"{what} must be an int, got {value!r}") from None
-    if number < 0 or number > MAX_POSITION:
+    frames = PyLong_AsLongLongAndOverflow(number, &overflow)
+    if overflow or frames < 0:
         raise ValueError(f"{what} must be 0 to 2**63 - 1, got {number}")
-    return number
+    return <uint64_t>frames
 
 
 cdef object dtype_of(object dtype):
@@ -150,11 +161,25 @@ cdef object dtype_of(object dtype):
     if dtype is not None:
         try:
             found = np.dtype(dtype)
-        except TypeError:
+        except (TypeError, ValueError, SyntaxError):  # NumPy's own ways to say no
             pass
     if found is None or found.name not in FORMATS or not found.isnative:
         raise TypeError(f"dtype must be one of {', '.join(DTYPES)}, in native byte order, got {dtype!r}")
     return found
+
+
+cdef double seconds_of(object number) except? -1.0:
+    """A number as a float; infinite where it is too large for one."""
+    if isinstance(number, (str, bytes, bytearray)) or not hasattr(number, "__float__"):
+        raise TypeError
+    try:
+        return float(number)
+    except OverflowError:
+        return INFINITY if number > 0 else -INFINITY
+
+
+cdef uint32_t format_of(object dtype) except 0:
+    return FORMATS[dtype.name]
 
 
 cdef int64_t deadline_of(object timeout) except? -1:
@@ -164,10 +189,11 @@ cdef int64_t deadline_of(object timeout) except? -1:
         return PCMRING_FOREVER
     if PyFloat_CheckExact(timeout):
         seconds = PyFloat_AS_DOUBLE(timeout)
-    elif isinstance(timeout, (str, bytes)) or not hasattr(timeout, "__float__"):
-        raise TypeError(f"timeout must be seconds or None, got {timeout!r}")
     else:
-        seconds = float(timeout)
+        try:
+            seconds = seconds_of(timeout)
+        except TypeError:
+            raise TypeError(f"timeout must be seconds or None, got {timeout!r}") from None
     if seconds == 0.0:
         return 0
     if not seconds > 0.0:
@@ -192,13 +218,26 @@ cdef uint64_t memory_limit_bytes():
     return limit
 
 
-cdef inline bint is_plain_block(object data, int typenum, uint32_t channels) noexcept:
-    """An ndarray whose memory already is what the ring stores: the only kind a callback should bring."""
-    return (cnp.PyArray_CheckExact(data) and cnp.PyArray_TYPE(<cnp.ndarray>data) == typenum
-            and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray>data)
-            and ((cnp.PyArray_NDIM(<cnp.ndarray>data) == 2
-                  and cnp.PyArray_DIM(<cnp.ndarray>data, 1) == <cnp.npy_intp>channels)
-                 or (cnp.PyArray_NDIM(<cnp.ndarray>data) == 1 and channels == 1)))
+cdef inline uint32_t plain_format(object data, uint32_t channels) noexcept:
+    """The format of an ndarray whose memory can be copied or converted as it lies, 0 for anything else."""
+    cdef cnp.ndarray array
+    if not (cnp.PyArray_CheckExact(data) and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray>data)):
+        return 0
+    array = <cnp.ndarray>data
+    if not (cnp.PyArray_NDIM(array) == 2 and cnp.PyArray_DIM(array, 1) == <cnp.npy_intp>channels
+            or cnp.PyArray_NDIM(array) == 1 and channels == 1):
+        return 0
+    return format_of_typenum(cnp.PyArray_TYPE(array))
+
+
+cdef inline uint32_t format_of_typenum(int typenum) noexcept:
+    if typenum == cnp.NPY_FLOAT32:
+        return PCMRING_FLOAT32
+    if typenum == cnp.NPY_INT16:
+        return PCMRING_INT16
+    if typenum == cnp.NPY_INT32:
+        return PCMRING_INT32
+    return PCMRING_FLOAT64 if typenum == cnp.NPY_FLOAT64 else 0
 
 
 cdef cnp.ndarray new_frames(AudioBuffer buffer, uint64_t frames):
@@ -210,14 +249,15 @@ cdef cnp.ndarray new_frames(AudioBuffer buffer, uint64_t frames):
 
 cdef cnp.ndarray check_out(AudioBuffer buffer, object out):
     """`out` as an array that the ring can fill, or an error."""
-    if not is_plain_block(out, buffer.typenum, buffer.channels):
+    if plain_format(out, buffer.channels) != buffer.format:
         if not isinstance(out, np.ndarray):
             raise TypeError(f"out must be an ndarray of {buffer.dtype}, got {type(out).__name__}")
-        if out.dtype != buffer.dtype:
-            raise TypeError(f"out must have the buffer's dtype {buffer.dtype}, got {out.dtype}")
-        if not (out.ndim == 2 and out.shape[1] == buffer.channels or out.ndim == 1 and buffer.channels == 1):
-            raise ValueError(f"out must have shape (frames, {buffer.channels}), got {out.shape}")
-        if not (out.flags.c_contiguous and out.flags.aligned):
+        plain = np.asarray(out)  # the same memory: a subclass may lie about what it is
+        if plain.dtype != buffer.dtype:
+            raise TypeError(f"out must have the buffer's dtype {buffer.dtype}, got {plain.dtype}")
+        if not (plain.ndim == 2 and plain.shape[1] == buffer.channels or plain.ndim == 1 and buffer.channels == 1):
+            raise ValueError(f"out must have shape (frames, {buffer.channels}), got {plain.shape}")
+        if not (plain.flags.c_contiguous and plain.flags.aligned):
             raise ValueError("out must be C-contiguous and aligned")
     if not cnp.PyArray_ISWRITEABLE(<cnp.ndarray>out):
         raise ValueError("out must be writable")
@@ -297,22 +337,30 @@ cdef class AudioBuffer:
         self.dtype = dtype_of(dtype)
         if not isinstance(policy, str) or policy not in POLICIES:
             raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}")
+        policy = str.__str__(policy)
         if samplerate is not None:
-            if isinstance(samplerate, (bool, str, bytes)) or not hasattr(samplerate, "__float__"):
-                raise TypeError(f"samplerate must be hertz or None, got {samplerate!r}")
-            if not (isfinite(<double>float(samplerate)) and float(samplerate) > 0):
+            try:
+                if isinstance(samplerate, bool):
+                    raise TypeError
+                config.samplerate = seconds_of(samplerate)
+            except TypeError:
+                raise TypeError(f"samplerate must be hertz or None, got {samplerate!r}") from None
+            if not (isfinite(config.samplerate) and config.samplerate > 0):
                 raise ValueError(f"samplerate must be more than 0 hertz, got {samplerate!r}")
-            config.samplerate = float(samplerate)
+            if type(samplerate) is not int:
+                samplerate = config.samplerate
         if storage is not None:
             raise ValueError(f"storage must be None (private memory), got {storage!r}")
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be a str or None, got {name!r}")
-        if buffer_tracker is not None and not callable(getattr(buffer_tracker, "track_buffer", None)):
-            raise TypeError(f"buffer_tracker must have track_buffer(buffer, size_bytes), got {buffer_tracker!r}")
+        if buffer_tracker is not None and not (callable(getattr(buffer_tracker, "track_buffer", None))
+                                               and callable(getattr(buffer_tracker, "untrack_buffer", None))):
+            raise TypeError("buffer_tracker must have track_buffer(buffer, size_bytes) and untrack_buffer(buffer), "
+                            f"got {buffer_tracker!r}")
 
         config.capacity = frames
         config.channels = <uint32_t>channel_count
-        config.format = FORMATS[self.dtype.name]
+        config.format = format_of(self.dtype)
         config.policy = POLICIES[policy]
         config.first_position = frames_of(_first_position, "_first_position")
         self.capacity = frames
@@ -359,6 +407,7 @@ cdef class AudioBuffer:
         pcmring_init(self.ring, self.base, &config)
         self.generation = generation
         pcmring_reader_open(&self.own, config.first_position)
+        self.own.counts_fill = config.policy == PCMRING_OVERWRITE
         if config.policy != PCMRING_OVERWRITE:
             pcmring_guard_open(self.ring, &self.own, config.first_position, process_id)
 
@@ -390,6 +439,9 @@ cdef class AudioBuffer:
         if pcmring_unpin(&self.pins):
             self.release_memory()
         return 0
+
+    cdef size_t mapped_bytes(self) noexcept:
+        return 2 * self.bytes - self.mirror_from if self.mirror_from else self.bytes
 
     cdef int release_memory(self) except -1:
         """Give the memory back. Only whoever took the last pin off a closed buffer comes here."""
@@ -442,6 +494,9 @@ cdef class AudioBuffer:
     def __repr__(self):
         return (f"<AudioBuffer{'' if self.name is None else ' ' + repr(self.name)} {self.capacity} x {self.channels} "
                 f"{self.dtype} {self.policy}{', closed' if self.closed else ''}>")
+
+    cdef bint is_foreign(self) noexcept:
+        return self.generation != generation
 
     cdef pcmring_ring *acquire_producer(self) except NULL:
         if not pcmring_claim_take(&self.producer):
@@ -558,22 +613,23 @@ cdef class AudioBuffer:
         """
         cdef cnp.ndarray block
         cdef const uint8_t *src
-        cdef uint32_t src_format = self.format
+        cdef uint32_t src_format
         cdef uint64_t frames, accepted
         cdef int64_t deadline_ns = PCMRING_FOREVER
         cdef int wake = 0
-        if is_plain_block(data, self.typenum, self.channels):
+        if timeout is not None:  # first: a __float__ may do anything, also reshape `data`
+            deadline_ns = deadline_of(timeout)
+        src_format = plain_format(data, self.channels)
+        if src_format:
             block = <cnp.ndarray>data
         else:
             block, src_format = self.as_block(data)
-        if timeout is not None:
-            deadline_ns = deadline_of(timeout)
         src = <const uint8_t *>cnp.PyArray_DATA(block)
         frames = <uint64_t>cnp.PyArray_DIM(block, 0)
 
         self.acquire_producer()
         try:
-            if self.base <= src < self.base + 2 * self.bytes:  # a view of this ring: it would move while we copy
+            if self.base <= src < self.base + self.mapped_bytes():  # a view of this ring: it would move under us
                 block = block.copy()
                 src = <const uint8_t *>cnp.PyArray_DATA(block)
             if frames * self.frame_bytes < GIL_BYTES:
@@ -601,10 +657,8 @@ cdef class AudioBuffer:
     cdef tuple as_block(self, object data):
         """`data` as (array, format): C-contiguous, native, one of the four formats, the right shape."""
         cdef object block = np.asarray(data)
-        cdef object kind = block.dtype.newbyteorder("=").name
-        if kind == "float16":
-            kind = "float32"
-        if kind not in FORMATS:
+        cdef object kind = KINDS.get((block.dtype.kind, block.dtype.itemsize))
+        if kind is None:
             raise TypeError(f"data must be {', '.join(DTYPES)} or float16, got {block.dtype}")
         if not (block.ndim == 2 and block.shape[1] == self.channels or block.ndim == 1 and self.channels == 1):
             raise ValueError(f"data must have shape (frames, {self.channels})"
@@ -666,6 +720,7 @@ cdef class AudioBuffer:
         """
         self.pin()
         try:
+            pcmring_raise_peak(self.ring, self.fill_of())
             with nogil:
                 pcmring_clear(self.ring)
         finally:
@@ -747,6 +802,8 @@ cdef class AudioBuffer:
                 self.await_frames(&self.own, frames, deadline_ns, NULL)
                 frames = min(frames, pcmring_available(self.ring, &self.own))
                 out = new_frames(self, frames)
+                if not self.own.counts_fill:
+                    pcmring_raise_peak(self.ring, self.fill_of())
                 before = self.own.position
                 got = self.take(&self.own, cnp.PyArray_DATA(out), frames, PCMRING_NEVER, &first)
                 if first != before:
@@ -773,8 +830,8 @@ cdef class AudioBuffer:
         int
             Frames read.
         """
+        cdef int64_t deadline_ns = deadline_of(timeout)  # first: a __float__ may do anything, also reshape `out`
         cdef cnp.ndarray into = check_out(self, out)
-        cdef int64_t deadline_ns = deadline_of(timeout)
         cdef uint64_t frames = <uint64_t>cnp.PyArray_DIM(into, 0)
         cdef uint64_t before, first = 0, got
         if not pcmring_claim_take(&self.own_busy):
@@ -784,6 +841,8 @@ cdef class AudioBuffer:
             try:
                 if deadline_ns:
                     self.await_frames(&self.own, frames, deadline_ns, NULL)
+                if not self.own.counts_fill:
+                    pcmring_raise_peak(self.ring, self.fill_of())
                 before = self.own.position
                 got = self.take(&self.own, cnp.PyArray_DATA(into), frames, PCMRING_NEVER, &first)
                 if first != before:
@@ -965,19 +1024,18 @@ cdef class AudioBuffer:
                 if position > pcmring_frames_written(self.ring):
                     raise ValueError(f"start must be 0 to frames_written, {pcmring_frames_written(self.ring)}, "
                                      f"got {position}")
+            pcmring_raise_peak(self.ring, self.fill_of())  # it may be another reader's from now on
             # the buffer's own reader was guarded for want of another; unused, it must not hold up the producer
             if self.own.guard != NULL and pcmring_claim_take(&self.own_busy):
                 if self.own.position == self.own.start:
                     pcmring_guard_close(self.ring, &self.own)
                 pcmring_claim_give(&self.own_busy)
-            reader = Reader.__new__(Reader)
+            reader = Reader.__new__(Reader, self)
             if not guard:
                 pcmring_reader_open(&reader.state, position)
             elif pcmring_guard_open(self.ring, &reader.state, PCMRING_NEVER if is_now else position, process_id):
                 raise ValueError(f"at most {PCMRING_GUARD_SLOTS} guarded readers at a time")
             reader.name = name
-            pcmring_pin(&self.pins)
-            reader.buffer = self
             return reader
         finally:
             self.unpin()
@@ -1086,7 +1144,7 @@ cdef class AudioBuffer:
                 frames_written=pcmring_frames_written(self.ring),
                 oldest=pcmring_oldest(self.ring),
                 fill=fill,
-                peak_fill=max(fill, self.own.peak, pcmring_peek64(&control.peak_fill)),
+                peak_fill=max(fill, pcmring_peek64(&control.peak_fill)),
                 blocks=pcmring_peek64(&control.blocks),
                 min_block=pcmring_peek64(&control.min_block),
                 max_block=pcmring_peek64(&control.max_block),
@@ -1161,7 +1219,7 @@ cdef class AudioView:
         """ndarray, shape (stop - start, channels), read-only."""
         cdef cnp.npy_intp shape[2]
         cdef cnp.ndarray array
-        if self.released:
+        if self.released or self.buffer is None:
             raise BufferClosed("the view was left")
         if self.copy is not None:
             return self.copy
@@ -1209,7 +1267,7 @@ cdef AudioView make_view(AudioBuffer buffer, uint64_t first, uint64_t last):
         cnp.PyArray_CLEARFLAGS(copy, cnp.NPY_ARRAY_WRITEABLE)
         view.copy = copy
     view.data = buffer.ring.data + index * buffer.frame_bytes
-    pcmring_pin(&buffer.pins)
+    pcmring_pin_mapped(&buffer.pins)  # closed meanwhile, perhaps: the caller's pin keeps the memory
     view.buffer = buffer
     return view
 
@@ -1229,6 +1287,7 @@ cdef class Reader:
     cdef uint32_t is_closed   # set by any thread
     cdef uint32_t unpinned    # claim of the one who gives the pin back
     cdef AudioBuffer buffer
+    cdef uint64_t handed      # position after the newest frame handed out: windows overlap
     cdef object seen_losses   # deque of (first, last), or None while nothing was lost
     cdef uint64_t last_count
     cdef object last_int
@@ -1236,24 +1295,46 @@ cdef class Reader:
     cdef readonly object name
     cdef object __weakref__
 
-    def __init__(self):
+    def __cinit__(self, buffer=None):
+        if not isinstance(buffer, AudioBuffer):
+            raise TypeError("readers come from AudioBuffer.reader")
+        (<AudioBuffer>buffer).pin()
+        self.buffer = buffer
+
+    def __init__(self, buffer):
         raise TypeError("readers come from AudioBuffer.reader")
 
     def __dealloc__(self):
-        if self.buffer is not None:
+        if self.buffer is not None:  # a closed buffer's pin was refused
             self.give_back()
 
     cdef int give_back(self) except -1:
         """End the guard and the pin, once."""
         if pcmring_claim_take(&self.unpinned):
             if self.buffer.generation == generation:
+                if self.state.guard != NULL:
+                    pcmring_raise_peak(self.buffer.ring, self.buffer.fill_of())
                 pcmring_guard_close(self.buffer.ring, &self.state)
             self.buffer.unpin()
+        return 0
+
+    cdef int note(self, uint64_t before, uint64_t first, uint64_t got) except -1:
+        """After a read that went from `before` to `first`: frames an earlier window held are not lost."""
+        cdef uint64_t gone_from
+        if first != before:
+            gone_from = min(max(before, self.handed), first)
+            self.state.lost -= gone_from - before
+            if gone_from != first:
+                self.seen_losses = note_loss(self.seen_losses, gone_from, first)
+        if first + got > self.handed:
+            self.handed = first + got
         return 0
 
     cdef int begin(self) except -1:
         if self.buffer.generation != generation:
             raise BufferClosed("this reader belongs to the parent process")
+        if pcmring_is_set32(&self.is_closed):  # first: who closed it keeps the claim
+            raise BufferClosed("the reader is closed")
         if not pcmring_claim_take(&self.busy):
             raise RuntimeError("another thread is using this reader; open a reader() for each")
         if pcmring_is_set32(&self.is_closed):
@@ -1326,11 +1407,11 @@ cdef class Reader:
     @property
     def available(self):
         """int: frames a read would find now; 0 when closed."""
+        cdef pcmring_reader now = self.state  # first: a read in another thread only moves it on
         cdef uint64_t available = 0
-        if self.buffer.generation == generation and pcmring_claim_take(&self.busy):
-            if not pcmring_is_set32(&self.is_closed):
-                available = pcmring_available(self.buffer.ring, &self.state)
-            self.end()
+        if not self.closed and pcmring_pin_mapped(&self.buffer.pins):
+            available = pcmring_available(self.buffer.ring, &now)
+            self.buffer.unpin()
         return available
 
     def losses(self):
@@ -1377,8 +1458,7 @@ cdef class Reader:
             out = new_frames(buffer, frames)
             before = self.state.position
             got = buffer.take(&self.state, cnp.PyArray_DATA(out), frames, PCMRING_NEVER, &first)
-            if first != before:
-                self.seen_losses = note_loss(self.seen_losses, before, first)
+            self.note(before, first, got)
             self.check_ended(wanted, got)
             return out if got == frames else out[:got]
         finally:
@@ -1401,8 +1481,8 @@ cdef class Reader:
             Frames read.
         """
         cdef AudioBuffer buffer = self.buffer
+        cdef int64_t deadline_ns = deadline_of(timeout)  # first: a __float__ may do anything, also reshape `out`
         cdef cnp.ndarray into = check_out(buffer, out)
-        cdef int64_t deadline_ns = deadline_of(timeout)
         cdef uint64_t frames = <uint64_t>cnp.PyArray_DIM(into, 0)
         cdef uint64_t before, first = 0, got
         self.begin()
@@ -1411,8 +1491,7 @@ cdef class Reader:
                 buffer.await_frames(&self.state, frames, deadline_ns, &self.is_closed)
             before = self.state.position
             got = buffer.take(&self.state, cnp.PyArray_DATA(into), frames, PCMRING_NEVER, &first)
-            if first != before:
-                self.seen_losses = note_loss(self.seen_losses, before, first)
+            self.note(before, first, got)
             self.check_ended(frames, got)
             if self.last_int is None or self.last_count != got:
                 self.last_int = got
@@ -1452,8 +1531,7 @@ cdef class Reader:
         deadline_of(timeout)
         if self.closed:
             raise BufferClosed("the reader is closed")
-        blocks = Blocks.__new__(Blocks)
-        blocks.reader = self
+        blocks = Blocks.__new__(Blocks, self)
         blocks.frames = frames
         blocks.hop = step
         blocks.timeout = timeout
@@ -1473,7 +1551,13 @@ cdef class Blocks:
     cdef uint64_t lost_before  # reader.lost when the last window was handed out
     cdef bint is_over
 
-    def __init__(self):
+    def __cinit__(self, reader=None):
+        if not isinstance(reader, Reader):
+            raise TypeError("windows come from Reader.blocks")
+        self.reader = reader
+        self.frames = self.hop = 1
+
+    def __init__(self, reader):
         raise TypeError("windows come from Reader.blocks")
 
     cdef object next_block(self):
@@ -1498,8 +1582,7 @@ cdef class Blocks:
             out = new_frames(buffer, frames)
             before = reader.state.position
             got = buffer.take(&reader.state, cnp.PyArray_DATA(out), frames, 0, &first)
-            if first != before:
-                reader.seen_losses = note_loss(reader.seen_losses, before, first)
+            reader.note(before, first, got if got == frames else 0)
             if got < frames:  # overtaken while copying: the window starts anew after the loss
                 continue
             pcmring_advance_(buffer.ring, &reader.state, first + min(self.hop, frames))

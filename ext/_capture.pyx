@@ -7,18 +7,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 
 import warnings
 
-import numpy as np
-
-from pcmring._buffer cimport (
-    PCMRING_FLOAT32,
-    PCMRING_FLOAT64,
-    PCMRING_INT16,
-    PCMRING_INT32,
-    AudioBuffer,
-    pcmring_a32,
-    pcmring_a64,
-    pcmring_ring,
-)
+from pcmring._buffer cimport AudioBuffer, dtype_of, format_of, pcmring_a64, pcmring_ring
 from pcmring.errors import BufferClosed
 
 
@@ -43,8 +32,8 @@ cdef extern from *:
     """
     uint64_t pcmring_capture_peek(pcmring_a64 *word) nogil
 
-cdef dict FORMATS = {"int16": PCMRING_INT16, "int32": PCMRING_INT32, "float32": PCMRING_FLOAT32,
-                     "float64": PCMRING_FLOAT64}
+cdef extern from "claim.h":
+    bint pcmring_claim_take(uint32_t *claim)
 
 
 cdef class CaptureCallback:
@@ -76,18 +65,16 @@ cdef class CaptureCallback:
     cdef pcmring_capture *capture
     cdef readonly AudioBuffer buffer
     cdef readonly object dtype
-    cdef bint is_attached
+    cdef bint is_attached   # it became the producer
+    cdef uint32_t detached  # claim of the one who gives the producer's place back
 
     def __cinit__(self, AudioBuffer buffer not None, dtype=None):
-        cdef pcmring_ring *ring
-        self.dtype = buffer.dtype if dtype is None else np.dtype(dtype)
-        if self.dtype.name not in FORMATS or not self.dtype.isnative:
-            raise TypeError(f"dtype must be one of {', '.join(FORMATS)}, in native byte order, got {dtype!r}")
+        self.dtype = buffer.dtype if dtype is None else dtype_of(dtype)
         self.capture = <pcmring_capture *>PyMem_RawCalloc(1, sizeof(pcmring_capture))
         if self.capture == NULL:
             raise MemoryError("no memory for the capture's state")
         self.capture.ring = buffer.acquire_producer()
-        self.capture.format = FORMATS[self.dtype.name]
+        self.capture.format = format_of(self.dtype)
         self.buffer = buffer
         self.is_attached = True
 
@@ -95,28 +82,29 @@ cdef class CaptureCallback:
         PyMem_RawFree(self.capture)
 
     def __del__(self):
-        if self.is_attached:
-            warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self)
-            self.close()
+        if not self.closed:
+            try:
+                warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self)
+            finally:
+                self.close()
 
     def stop(self):
         """Refuse further blocks: when this returns the callback no longer touches the buffer.
 
         The next call tells PortAudio that the stream is complete. Idempotent; any thread.
         """
-        if self.is_attached:
+        if not self.closed and not self.buffer.is_foreign():  # a child's copy of `busy` never falls
             with nogil:
                 pcmring_capture_stop(self.capture)
 
     def close(self):
         """Stop, and let others write to the buffer. Idempotent. Close the stream before dropping this object."""
-        if self.is_attached:
-            self.stop()
-            self.is_attached = False
+        self.stop()
+        if self.is_attached and pcmring_claim_take(&self.detached) and not self.buffer.is_foreign():
             self.buffer.release_producer()
 
     def __enter__(self):
-        if not self.is_attached:
+        if self.closed:
             raise BufferClosed("the capture is closed")
         return self
 
@@ -124,12 +112,12 @@ cdef class CaptureCallback:
         self.close()
 
     def __repr__(self):
-        return f"<CaptureCallback of {self.dtype} into {self.buffer!r}{'' if self.is_attached else ', closed'}>"
+        return f"<CaptureCallback of {self.dtype} into {self.buffer!r}{', closed' if self.closed else ''}>"
 
     @property
     def closed(self):
         """bool: `close` was called."""
-        return not self.is_attached
+        return not self.is_attached or self.detached != 0
 
     @property
     def address(self):

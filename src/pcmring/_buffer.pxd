@@ -90,6 +90,7 @@ cdef extern from "pcmring/ring.h" nogil:
         uint64_t position
         uint64_t lost
         uint64_t peak
+        uint32_t counts_fill
     ctypedef struct pcmring_gap:
         uint64_t position
         uint64_t frames
@@ -160,6 +161,10 @@ cdef class AudioBuffer:
 
     # The rest is this library's own business.
     @cython.final
+    cdef bint is_foreign(self) noexcept  # made by the parent of this process
+    @cython.final
+    cdef size_t mapped_bytes(self) noexcept
+    @cython.final
     cdef int pin(self) except -1
     @cython.final
     cdef int unpin(self) except -1
@@ -180,3 +185,8 @@ cdef class AudioBuffer:
                        uint64_t *first) noexcept
     @cython.final
     cdef uint64_t fill_of(self) noexcept
+
+
+# One of the four dtypes, or a TypeError that names them; and ring.h's number for it.
+cdef object dtype_of(object dtype)
+cdef uint32_t format_of(object dtype) except 0

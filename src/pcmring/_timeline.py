@@ -73,12 +73,12 @@ class Timeline:
         """Hosts report 0, constants, or times that run backwards or at another speed."""
         if not np.all(np.isfinite(adc_s)) or np.any(adc_s <= 0.0):
             return False
+        if np.any(np.diff(adc_s) <= 0.0):
+            return False
         for segment in np.unique(self._segment):
             mine = self._segment == segment
             elapsed = adc_s[mine] - adc_s[mine][0]
             expected = (first[mine] - first[mine][0]) / self._nominal
-            if np.any(np.diff(elapsed) <= 0.0):
-                return False
             if np.any(np.abs(elapsed - expected) > 0.1 + 0.05 * expected):
                 return False
         return True
@@ -103,11 +103,28 @@ class Timeline:
         clock = getattr(time, "clock", self.clock)
         if clock != self.clock:
             raise ValueError(f"time must be on the {self.clock} clock that time_of reports, got {clock}")
-        if not math.isfinite(time):
+        try:
+            finite = math.isfinite(time)
+        except TypeError:
+            raise TypeError(f"time must be seconds, a StreamTime or a float, got {time!r}") from None
+        except OverflowError:
+            finite = False
+        if not (finite and abs(time) < 1e12):
             raise ValueError(f"time must be finite seconds, got {time!r}")
-        # the last segment that had begun by then
         present = np.unique(self._segment)
-        begins = [self._seconds[self._segment == segment][0] for segment in present]
-        chosen = max(int(np.searchsorted(begins, time, side="right")) - 1, 0)
-        frames, seconds, rate = self._line(self._segment == present[chosen])
-        return max(0, self._origin + round(frames + (time - seconds) * rate))
+        lines = [self._line(self._segment == segment) for segment in present]
+        # the last segment that had begun by then, going by its line: single stamps are late or jitter
+        first = [self._begin(segment) for segment in present]
+        begins = [seconds + (begin - frames) / rate for begin, (frames, seconds, rate) in zip(first, lines)]
+        chosen = max(i for i in range(len(begins)) if i == 0 or begins[i] <= float(time) + 0.5 / lines[i][2])
+        frames, seconds, rate = lines[chosen]
+        found = self._origin + round(frames + (time - seconds) * rate)
+        if chosen + 1 < len(present):  # a time inside a gap: the first frame after it
+            found = min(found, self._origin + int(first[chosen + 1]))
+        return max(0, found)
+
+    def _begin(self, segment: int) -> float:
+        """The first frame of a segment, counted as the stamps are."""
+        if segment == 0:
+            return -float(self._origin)
+        return float(int(self._breaks[segment - 1]) - self._origin)

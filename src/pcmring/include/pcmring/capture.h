@@ -31,28 +31,33 @@ typedef struct pcmring_capture {
     pcmring_a64 last_call_ns; /* pcmring_now_ns() at the last call: how a watchdog sees a silent device */
     /* the callback's own notes about the block before */
     uint64_t last_frames;
+    uint64_t reported; /* frames reported missing since */
     double last_adc_s;
     int64_t last_ns;
 } pcmring_capture;
 
 /* Frames missing between the last block and this one by the clock: the device's own where it gives one,
  * else the arrival times. An estimate; 0 when the clock shows no gap. */
-static inline uint64_t pcmring_capture_missing_(const pcmring_capture *capture, uint64_t frames, double adc_s,
+static inline uint64_t pcmring_capture_missing_(pcmring_capture *capture, uint64_t frames, double adc_s,
                                                 int64_t now_ns)
 {
     const double samplerate = capture->ring->control->samplerate;
     double missing;
     if (capture->last_ns == 0 || samplerate <= 0.0)
         return 0;
-    if (adc_s > 0.0 && capture->last_adc_s > 0.0)
+    if (capture->last_adc_s > 0.0 && adc_s > capture->last_adc_s && adc_s < 1e300)
         missing = (adc_s - capture->last_adc_s) * samplerate - (double)capture->last_frames;
     else
         missing = (double)(now_ns - capture->last_ns) * 1e-9 * samplerate - (double)frames;
-    return missing >= 0.5 && missing < 9e15 ? (uint64_t)(missing + 0.5) : 0;
+    missing -= (double)capture->reported;
+    if (!(missing >= 0.5 && missing < 9e15))
+        return 0;
+    capture->reported += (uint64_t)(missing + 0.5);
+    return (uint64_t)(missing + 0.5);
 }
 
 /* PaStreamCallback. `userdata` is a pcmring_capture. */
-static int pcmring_capture_callback(const void *input, void *output, unsigned long frames,
+static PCMRING_NOINLINE int pcmring_capture_callback(const void *input, void *output, unsigned long frames,
                                     const pcmring_pa_times *times, unsigned long flags, void *userdata)
 {
     pcmring_capture *capture = (pcmring_capture *)userdata;
@@ -79,8 +84,11 @@ static int pcmring_capture_callback(const void *input, void *output, unsigned lo
     }
     if (input && frames) {
         const pcmring_when when = {adc_s, now_ns};
-        pcmring_write(ring, input, capture->format, frames, &when, &wake);
+        const uint64_t accepted = pcmring_write(ring, input, capture->format, frames, &when, &wake);
+        if (accepted < frames && ring->policy == PCMRING_BLOCK) /* a device cannot wait for space */
+            pcmring_add_gap(ring, frames - accepted, PCMRING_DROPPED, 1);
         capture->last_frames = frames;
+        capture->reported = 0;
         capture->last_adc_s = adc_s;
         capture->last_ns = now_ns;
         if (wake)

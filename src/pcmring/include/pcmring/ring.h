@@ -41,6 +41,11 @@
 #ifndef PCMRING_RING_H
 #define PCMRING_RING_H
 
+/* clock_gettime() and syscall(): a strict -std=c11 hides them unless this comes before the first header */
+#if defined(__linux__) && !defined(_GNU_SOURCE)
+#define _GNU_SOURCE 1
+#endif
+
 #include <errno.h>
 #include <limits.h>
 #include <math.h>
@@ -461,7 +466,7 @@ static inline uint64_t pcmring_plan(const pcmring_config *config, pcmring_contro
     plan->guard_slots = config->policy == PCMRING_OVERWRITE ? 0 : PCMRING_GUARD_SLOTS;
     plan->gap_slots = pcmring_table_slots_(config->capacity, PCMRING_MAX_GAPS);
     plan->stamp_slots = config->samplerate > 0.0 ? pcmring_table_slots_(config->capacity, PCMRING_MAX_STAMPS) : 0;
-    plan->stamp_interval = plan->stamp_slots ? config->capacity / plan->stamp_slots + 1 : 0;
+    plan->stamp_interval = plan->stamp_slots ? config->capacity / (plan->stamp_slots - 1) + 1 : 0;
     plan->guards_offset = offset;
     offset += (uint64_t)plan->guard_slots * sizeof(pcmring_guard);
     plan->stamps_offset = offset;

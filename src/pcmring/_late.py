@@ -1,0 +1,75 @@
+"""Packages that are loaded when they are needed, and the one error that says what to install."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, NamedTuple
+
+__all__ = ["MissingPackage", "load"]
+
+
+class _Package(NamedTuple):
+    purpose: str
+    library: str  # the C library it speaks to and may not bring along; "" if there is none
+    system: str  # how that is installed
+
+
+_AUDIO = "pip install 'pcmring[audio]'"
+_PACKAGES = {
+    "sounddevice": _Package(
+        "capture from a sound card",
+        "PortAudio",
+        "apt-get install libportaudio2 (Debian, Ubuntu), dnf install portaudio (Fedora)",
+    ),
+    "soundfile": _Package("read sound files", "libsndfile", "apt-get install libsndfile1 (Debian, Ubuntu)"),
+    "soxr": _Package("change the samplerate", "", ""),
+    "platformdirs": _Package("find the folder for settings", "", ""),
+    "cffi": _Package("call PortAudio", "", ""),
+    "tomllib": _Package("read TOML", "", ""),
+    "tomli": _Package("read TOML before Python 3.11", "", ""),
+}
+
+
+class MissingPackage(ImportError):
+    """A package that this call needs is not installed, or misses its C library.
+
+    Attributes
+    ----------
+    name : str
+        The Python package.
+    library : str
+        The C library that is missing, "" if it is the Python package itself.
+    """
+
+    def __init__(self, message: str, *, name: str, library: str = "") -> None:
+        super().__init__(message, name=name)
+        self.library = library
+
+
+def load(name: str) -> Any:
+    """Return the package `name`, imported now.
+
+    Raises
+    ------
+    MissingPackage
+        It says what to install, for pip, and for the system where a C library is missing.
+    """
+    package = _PACKAGES[name]
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in (name, f"_{name}", f"_{name}_data"):
+            raise  # installed, and itself lacks something
+        extra = "" if name == "tomli" else f" or {_AUDIO}"
+        raise MissingPackage(
+            f"the package {name} is needed to {package.purpose}: pip install {name}{extra}", name=name
+        ) from error
+    except OSError as error:  # its C library does not load: sounddevice and soundfile raise this
+        if not package.library:
+            raise
+        raise MissingPackage(
+            f"{name} is installed, but not {package.library}, the C library it needs to {package.purpose} ({error}): "
+            f"{package.system}",
+            name=name,
+            library=package.library,
+        ) from error
