@@ -58,7 +58,11 @@ def buffer(request):
 
 def short(value: object) -> str:
     """An id for a parameter, not a line of zeros."""
-    return repr(value) if len(repr(value)) < 30 and " at 0x" not in repr(value) else type(value).__name__ + ("-" if str(value).startswith("-") else "+")
+    return (
+        repr(value)
+        if len(repr(value)) < 30 and " at 0x" not in repr(value)
+        else type(value).__name__ + ("-" if str(value).startswith("-") else "+")
+    )
 
 
 def says(error: BaseException, *words: object) -> None:
@@ -109,7 +113,7 @@ def test_a_count_or_position_out_of_range_is_a_value_error_that_names_it(buffer,
 @pytest.mark.parametrize("call", COUNTS)
 def test_a_count_or_position_that_is_no_integer_is_a_type_error_that_names_it(buffer, call):
     for value in [*NOT_INTS, None]:
-        if value is None and call == "blocks hop" or isinstance(value, str) and call == "reader start":
+        if (value is None and call == "blocks hop") or (isinstance(value, str) and call == "reader start"):
             continue
         with buffer.reader("oldest"):
             before = state(buffer)
@@ -144,7 +148,12 @@ def test_a_capacity_that_cannot_be_is_a_value_error(value):
     for options in ({}, {"channels": 64, "dtype": "float64"}, {"policy": "drop"}):
         with pytest.raises(ValueError) as caught:
             AudioBuffer(value, **options)
-        says(caught.value, "max_samples", value, "at least" if value == 0 else "at most" if value in range(2**63) else "0 to")
+        says(
+            caught.value,
+            "max_samples",
+            value,
+            "at least" if value == 0 else "at most" if value in range(2**63) else "0 to",
+        )
 
 
 @pytest.mark.parametrize("value", [*NOT_INTS, None])
@@ -354,7 +363,8 @@ def test_a_timeout_that_is_no_number_is_a_type_error(buffer, call, value):
         assert state(buffer) == before
 
 
-@pytest.mark.parametrize("value", [0, 0.0, -0.0, 1, 0.5, 1e300, 10**400, float("inf"), True, np.float32(1), decimal.Decimal(1),
+@pytest.mark.parametrize("value", [0, 0.0, -0.0, 1, 0.5, 1e300, 10**400, float("inf"), True,
+                                   np.float32(1), decimal.Decimal(1),
                                    fractions.Fraction(1, 3), None])  # fmt: skip
 def test_every_other_number_of_seconds_is_a_timeout(value):
     for call in TIMEOUTS.values():
@@ -402,7 +412,8 @@ def test_a_guard_needs_a_policy_that_keeps():
 
 
 @pytest.mark.parametrize(("n", "hop", "words"), [
-    (0, None, ("n must", "1 to the capacity", "10", "got 0")), (11, None, ("n must", "1 to the capacity", "10", "got 11")),
+    (0, None, ("n must", "1 to the capacity", "10", "got 0")),
+    (11, None, ("n must", "1 to the capacity", "10", "got 11")),
     (5, 0, ("hop", "1 to n", "got 0")), (5, 6, ("hop", "1 to n", "5", "got 6")),
 ])  # fmt: skip
 def test_windows_fit_the_ring_and_hops_the_window(n, hop, words):
@@ -434,7 +445,7 @@ def test_a_time_that_is_no_number_is_a_type_error(buffer, value):
 
 def test_a_time_of_another_clock_is_a_value_error(buffer):
     before = state(buffer)
-    with pytest.raises(ValueError, match="monotonic.*adc"):
+    with pytest.raises(ValueError, match=r"monotonic.*adc"):
         buffer.position_at(pcmring.StreamTime(1.0, "adc"))
     assert state(buffer) == before
 
@@ -533,7 +544,8 @@ def test_data_of_any_other_type_is_a_type_error_that_names_the_legal_ones(kind, 
 
 
 BAD_SHAPES = [
-    (1, ()), (1, (5, 2)), (1, (1, 5)), (1, (5, 0)), (1, (0, 0)), (1, (0, 2)), (1, (5, 1, 1)), (1, (1, 5, 1)), (1, (0, 0, 0)),
+    (1, ()), (1, (5, 2)), (1, (1, 5)), (1, (5, 0)), (1, (0, 0)), (1, (0, 2)), (1, (5, 1, 1)), (1, (1, 5, 1)),
+    (1, (0, 0, 0)),
     (2, ()), (2, (5,)), (2, (0,)), (2, (2,)), (2, (5, 1)), (2, (2, 5)), (2, (5, 3)), (2, (0, 1)), (2, (5, 2, 1)),
     (7, (7,)), (7, (5, 6)), (7, (7, 8)), (64, (64,)), (64, (1, 63)),
 ]  # fmt: skip
@@ -800,7 +812,18 @@ READER_AFTER_CLOSE = {
     "read_into": lambda r: r.read_into(np.empty((1, 1), np.float32)),
     "blocks": lambda r: r.blocks(2),
 }
-READER_STAYS_TRUE = {"position", "start", "lost", "losses", "delivered", "available", "guard", "name", "close", "closed"}
+READER_STAYS_TRUE = {
+    "position",
+    "start",
+    "lost",
+    "losses",
+    "delivered",
+    "available",
+    "guard",
+    "name",
+    "close",
+    "closed",
+}
 
 
 @pytest.mark.parametrize("call", READER_AFTER_CLOSE)
@@ -922,7 +945,8 @@ HOSTILE = {
                 buffer.close()
                 return 0.0
         out = np.empty((5, 1), np.float32)
-        for call in (lambda v: buffer.read(5, v), lambda v: buffer.read_into(out, v), lambda v: buffer.write(ramp(0, 5), v)):
+        for call in (lambda v: buffer.read(5, v), lambda v: buffer.read_into(out, v),
+                     lambda v: buffer.write(ramp(0, 5), v)):
             buffer = make()
             refused(BufferClosed, call, Closes())
     """,
@@ -1026,7 +1050,7 @@ HOSTILE = {
             finally:
                 gc.set_threshold(700, 10, 10)
             for thing in kept[1:]:
-                frames = thing.array if hasattr(thing, "array") else thing.read(100) if hasattr(thing, "read") else thing
+                frames = thing.read(100) if hasattr(thing, "read") else getattr(thing, "array", thing)
                 assert len(frames) == 100
                 frames.sum()
             thing = frames = kept = None
@@ -1053,8 +1077,9 @@ HOSTILE = {
     "an __array__ that raises, or returns garbage": """
         def raises():
             raise KeyError("mine")
-        for what, kinds in ((raises, KeyError), (lambda: 5, (TypeError, ValueError)), (lambda: None, (TypeError, ValueError)),
-                            (lambda: "x", (TypeError, ValueError)), (lambda: [1.0], (TypeError, ValueError)),
+        wrong = (TypeError, ValueError)
+        for what, kinds in ((raises, KeyError), (lambda: 5, wrong), (lambda: None, wrong), (lambda: "x", wrong),
+                            (lambda: [1.0], wrong),
                             (lambda: np.zeros((2, 3, 4)), ValueError), (lambda: np.array([None]), TypeError)):
             class Array:
                 def __array__(self, dtype=None, copy=None):
@@ -1101,10 +1126,11 @@ HOSTILE = {
             __lt__ = __gt__ = __le__ = __ge__ = lambda self, other: False
         import warnings
         warnings.simplefilter("ignore", DeprecationWarning)
-        for what, kinds in ((raises, KeyError), (lambda: "5", TypeError), (lambda: 2.0, TypeError), (lambda: 2**63, ValueError),
+        for what, kinds in ((raises, KeyError), (lambda: "5", TypeError), (lambda: 2.0, TypeError),
+                            (lambda: 2**63, ValueError),
                             (lambda: 10**30, ValueError), (lambda: -1, ValueError),
-                            (lambda: Odd(-1), (ValueError, OverflowError)), (lambda: Odd(2**63), (ValueError, OverflowError)),
-                            (lambda: Odd(2**64 - 1), (ValueError, OverflowError)), (lambda: Odd(10**30), (ValueError, OverflowError))):
+                            (lambda: Odd(-1), ValueError), (lambda: Odd(2**63), ValueError),
+                            (lambda: Odd(2**64 - 1), ValueError), (lambda: Odd(10**30), ValueError)):
             buffer = make()
             before = buffer.statistics()
             refused(kinds, AudioBuffer, Index())
@@ -1123,11 +1149,13 @@ HOSTILE = {
                 return what()
         def raises():
             raise KeyError("mine")
-        for what, kinds in ((raises, KeyError), (lambda: "5", TypeError), (lambda: float("nan"), ValueError), (lambda: -1.0, ValueError)):
+        for what, kinds in ((raises, KeyError), (lambda: "5", TypeError), (lambda: float("nan"), ValueError),
+                            (lambda: -1.0, ValueError)):
             buffer = make()
             before = buffer.statistics()
-            for call in (lambda v: buffer.read(1, v), lambda v: buffer.write(ramp(0, 1), v), lambda v: AudioBuffer(1, samplerate=v),
-                         lambda v: buffer.read_into(np.empty((1, 1), "f4"), v), lambda v: buffer.reader("oldest").blocks(5, timeout=v)):
+            for call in (lambda v: buffer.read(1, v), lambda v: buffer.write(ramp(0, 1), v),
+                         lambda v: AudioBuffer(1, samplerate=v), lambda v: buffer.read_into(np.empty((1, 1), "f4"), v),
+                         lambda v: buffer.reader("oldest").blocks(5, timeout=v)):
                 refused(kinds, call, Float())
             assert buffer.statistics() == before
     """,
@@ -1209,7 +1237,9 @@ HOSTILE = {
 @pytest.mark.parametrize("what", HOSTILE)
 def test_the_interpreter_survives(what):
     code = PREAMBLE + textwrap.dedent(HOSTILE[what])
-    done = subprocess.run([sys.executable, "-X", "faulthandler", "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", code], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -1282,7 +1312,7 @@ anything = st.one_of(
 
 
 def is_storable(data: np.ndarray, channels: int) -> bool:
-    right_shape = data.ndim == 2 and data.shape[1] == channels or data.ndim == 1 and channels == 1
+    right_shape = (data.ndim == 2 and data.shape[1] == channels) or (data.ndim == 1 and channels == 1)
     return right_shape and (data.dtype.kind, data.dtype.itemsize) in {("i", 2), ("i", 4), ("f", 2), ("f", 4), ("f", 8)}
 
 
@@ -1315,7 +1345,7 @@ def test_any_array_is_filled_or_refused(out, channels, dtype):
     held = buffer.get_latest(10)
     before, content = state_of_untimed(buffer), out.tolist()
     n = out.shape[0] if out.ndim else 0
-    right_shape = out.ndim == 2 and out.shape[1] == channels or out.ndim == 1 and channels == 1
+    right_shape = (out.ndim == 2 and out.shape[1] == channels) or (out.ndim == 1 and channels == 1)
     flags = out.flags
     fillable = right_shape and out.dtype == np.dtype(dtype) and flags.c_contiguous and flags.aligned and flags.writeable
     calls = {

@@ -179,7 +179,7 @@ def test_an_overflow_is_a_gap_as_long_as_the_device_clock_says(missing):
     assert overflow_after({"adc_s": 5.0}, {"adc_s": 5.0 + (160 + missing) / 16000}).frames == missing
 
 
-@pytest.mark.parametrize("adc_s", [5.01, 5.0, 1.0, 1e300, float("inf"), float("nan")])
+@pytest.mark.parametrize("adc_s", [5.01, 5.0, 1.0, 1e14, 1e300, float("inf"), float("nan")])
 def test_an_overflow_without_a_believable_length_is_still_in_the_ledger(adc_s):
     assert overflow_after({"adc_s": 5.0}, {"adc_s": adc_s}).frames == 0
 

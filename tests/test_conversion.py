@@ -66,11 +66,14 @@ def edges(dtype: str) -> np.ndarray:
     kind = np.dtype(dtype).type
     info = np.finfo(dtype)
     values = [0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 1.2, -1.2, 2.0, -2.0, 1e-9, -1e-9, 1e9, -1e9, np.nan, np.inf, -np.inf,
-              info.max, info.min, info.tiny, info.smallest_subnormal, -info.smallest_subnormal, 4194304.0, 1e30]  # fmt: skip
+              info.max, info.min, info.tiny, info.smallest_subnormal, -info.smallest_subnormal, 4194304.0,
+              1e30]  # fmt: skip
     steps = np.array([0, 1, 2, 3, 4, -1, -2, -3, -4, 16_383, 32_765, 32_766, 32_767, 32_768, -32_767, -32_768, -32_769])
     values += [(k + half) / 32_768 for k in steps for half in (0, 0.25, 0.5, 0.75)]
     if dtype == "float64":
-        large = np.array([0, 1, 2, 3, -1, -2, -3, 2**31 - 3, 2**31 - 2, 2**31 - 1, 2**31, -(2**31), -(2**31) - 1, -(2**31) + 1])
+        large = np.array(
+            [0, 1, 2, 3, -1, -2, -3, 2**31 - 3, 2**31 - 2, 2**31 - 1, 2**31, -(2**31), -(2**31) - 1, -(2**31) + 1]
+        )
         values += [(k + half) / 2**31 for k in large for half in (0, 0.25, 0.5, 0.75)]
         values += [1e39, -1e39, 3.4028235677973366e38, 1e-46, 1e-40]  # about the ends of float32
     values = np.array(values, dtype)
@@ -209,7 +212,8 @@ def sizes(frame_bytes: int) -> list[int]:
 
 @pytest.mark.parametrize("channels", [1, 2, 7, 64])
 @pytest.mark.parametrize(("source", "dtype"), [("int16", "float32"), ("float32", "int16"), ("float64", "float64"),
-                                               ("float64", "int32"), ("int32", "int16"), ("float32", "float64")])  # fmt: skip
+                                               ("float64", "int32"), ("int32", "int16"),
+                                               ("float32", "float64")])  # fmt: skip
 def test_blocks_about_the_size_of_the_stage_arrive_whole(source, dtype, channels):
     for n in sizes(channels * np.dtype(dtype).itemsize):
         frames = noise(n, channels, source, seed=n)

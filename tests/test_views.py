@@ -86,7 +86,9 @@ def test_a_view_sees_what_the_producer_writes_over_it(capacity):
 
 
 @needs_mirror
-@pytest.mark.parametrize(("channels", "dtype"), [(1, "float32"), (1, "int16"), (2, "float64"), (3, "float32"), (64, "int16")])
+@pytest.mark.parametrize(
+    ("channels", "dtype"), [(1, "float32"), (1, "int16"), (2, "float64"), (3, "float32"), (64, "int16")]
+)
 def test_a_mirrored_view_across_the_end_of_memory_is_one_stretch_and_no_copy(channels, dtype):
     frame_bytes = channels * np.dtype(dtype).itemsize
     unit = math.lcm(mmap.PAGESIZE, frame_bytes) // frame_bytes  # frames: no slack, so positions are addresses
@@ -135,7 +137,13 @@ def test_a_plain_view_across_the_end_of_memory_is_a_copy_and_says_so(channels):
     buffer = AudioBuffer(PLAIN, channels)
     assert not buffer.mirrored
     buffer.write(coded(0, 150, channels))
-    for start, stop, copied in ((50, 100, False), (99, 100, False), (100, 150, False), (99, 101, True), (50, 150, True)):
+    for start, stop, copied in (
+        (50, 100, False),
+        (99, 100, False),
+        (100, 150, False),
+        (99, 101, True),
+        (50, 150, True),
+    ):
         view = buffer.view(start, stop)
         assert view.copied is copied
         np.testing.assert_array_equal(view.array, coded(start, stop, channels), strict=True)
@@ -322,7 +330,9 @@ def test_the_newest_seconds_across_the_wrap_cost_the_same_whatever_their_number(
 
 def mapped(where: int) -> bool:
     with open("/proc/self/maps") as file:
-        return any(low <= where < high for low, high in ([int(n, 16) for n in line.split()[0].split("-")] for line in file))
+        return any(
+            low <= where < high for low, high in ([int(n, 16) for n in line.split()[0].split("-")] for line in file)
+        )
 
 
 @pytest.mark.parametrize("end", ["close", "del"])

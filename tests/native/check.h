@@ -10,7 +10,7 @@
 #include <string.h>
 
 extern const char *check_case;
-extern int check_case_failures, check_passed, check_failed;
+extern int check_case_failures, check_passed, check_failed, check_first_only;
 
 static inline void check_report_(const char *file, int line)
 {
@@ -64,6 +64,8 @@ static inline void check_run_(const char *name, void (*body)(void))
         check_failed++;
         printf("FAILED %s (%d checks)\n", name, check_case_failures);
         fflush(stdout);
+        if (check_first_only)
+            exit(1);
     } else {
         check_passed++;
     }

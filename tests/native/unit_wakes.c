@@ -5,6 +5,13 @@
 #endif
 #include "check.h"
 
+#if !defined(_WIN32)
+#include <pthread.h>
+#include <sched.h>
+#include <unistd.h>
+#define write fake_write /* the wake-up of a listener */
+static ssize_t fake_write(int fd, const void *bytes, size_t count);
+#endif
 #define PCMRING_OWN_WAIT
 #define pcmring_os_wait fake_wait
 #define pcmring_os_wake fake_wake
@@ -347,6 +354,55 @@ static void only_policy_block_pays_for_waking_the_producer(void)
     EQ(os.wakes, 0);
 }
 
+#if !defined(_WIN32)
+
+static struct {
+    pcmring_a32 inside;  /* the waker is writing to the descriptor */
+    pcmring_a32 removed; /* pcmring_remove_listener() has returned */
+    int fd, early;
+    size_t count;
+} writing;
+
+/* Writes for a long time: until the listener is removed although we are at it, or for 50 ms. */
+static ssize_t fake_write(int fd, const void *bytes, size_t count)
+{
+    const int64_t end = pcmring_now_ns() + 50000000;
+    (void)bytes;
+    writing.fd = fd;
+    writing.count = count;
+    pcmring_store(&writing.inside, 1, release);
+    while (!pcmring_load(&writing.removed, acquire) && pcmring_now_ns() < end)
+        sched_yield();
+    writing.early = (int)pcmring_load(&writing.removed, acquire);
+    return (ssize_t)count;
+}
+
+static void *wake_in_a_thread(void *unused)
+{
+    pcmring_wake(&ring);
+    return unused;
+}
+
+static void a_listener_is_removed_only_when_nobody_writes_to_it(void)
+{
+    pthread_t thread;
+    start(PCMRING_OVERWRITE, 5);
+    memset(&writing, 0, sizeof writing);
+    EQ(pcmring_add_listener(&ring, 1234), 0);
+    CHECK(pthread_create(&thread, NULL, wake_in_a_thread, NULL) == 0);
+    while (!pcmring_load(&writing.inside, acquire))
+        sched_yield();
+    pcmring_remove_listener(&ring, 1234);
+    pcmring_store(&writing.removed, 1, release);
+    pthread_join(thread, NULL);
+    EQ(writing.early, 0);
+    EQ(writing.fd, 1234);
+    EQ(writing.count, 8);
+    EQ(os.wakes, 0); /* a listener is not woken by the system's wait */
+}
+
+#endif
+
 void run_wake_cases(void)
 {
     RUN(nobody_asleep_means_no_system_call);
@@ -362,4 +418,7 @@ void run_wake_cases(void)
     RUN(a_producer_woken_without_space_sleeps_again);
     RUN(waits_of_a_shared_ring_cross_processes);
     RUN(only_policy_block_pays_for_waking_the_producer);
+#if !defined(_WIN32)
+    RUN(a_listener_is_removed_only_when_nobody_writes_to_it);
+#endif
 }

@@ -7,7 +7,8 @@
  *
  * pcm.NAME { type vmic; rate; channels; infile; speed (20: twenty times real time); buffer_max (frames);
  *   stall_at, stall_frames: the thread that polls sleeps once, for that many frames' time (a late scheduler);
- *   control: a file whose first letter is obeyed while it is there: 'u' unplugged, 's' no more data }
+ *   control: a file whose first letter is obeyed while it is there: 's' silent, no more data; 'd' dead, the poll
+ *   fails; 'u' unplugged, each access is an xrun and each restart fails; 'd' and 'u' cannot be opened either }
  *
  * Threads: everything is called by whoever uses the PCM, under ALSA's lock; nothing runs by itself. */
 #include <alsa/asoundlib.h>
@@ -56,7 +57,7 @@ static struct timespec moment_of(const vmic *mic, int64_t index)
     return moment;
 }
 
-/* 'u', 's', or 0 */
+/* 's', 'd', 'u', or 0 */
 static char ordered(const vmic *mic)
 {
     char order = 0;
@@ -69,15 +70,21 @@ static char ordered(const vmic *mic)
     return order;
 }
 
+static int is_gone(const vmic *mic)
+{
+    const char order = ordered(mic);
+    return order == 'd' || order == 'u';
+}
+
 static int vmic_prepare(snd_pcm_ioplug_t *io)
 {
-    return ordered(io->private_data) == 'u' ? -ENODEV : 0;
+    return is_gone(io->private_data) ? -ENODEV : 0;
 }
 
 static int vmic_start(snd_pcm_ioplug_t *io)
 {
     vmic *mic = io->private_data;
-    if (ordered(mic) == 'u')
+    if (is_gone(mic))
         return -ENODEV;
     if (mic->first_ns == 0)
         mic->first_ns = now_ns();
@@ -175,6 +182,8 @@ static int vmic_poll_revents(snd_pcm_ioplug_t *io, struct pollfd *fds, unsigned 
         while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL) == EINTR) {
         }
     }
+    if (ordered(mic) == 'd')
+        return -ENODEV;
     if ((fds->revents & POLLIN) && ordered(mic) != 's')
         *revents = POLLIN;
     return 0;
@@ -299,7 +308,7 @@ SND_PCM_PLUGIN_DEFINE_FUNC(vmic)
         error = -ENODEV;
     if (error >= 0 && control && (mic->control = strdup(control)) == NULL)
         error = -ENOMEM;
-    if (error >= 0 && ordered(mic) == 'u')
+    if (error >= 0 && is_gone(mic))
         error = -ENODEV;
     if (error >= 0 && infile)
         error = read_audio(mic, infile);

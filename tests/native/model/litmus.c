@@ -109,9 +109,11 @@ static bool seen(const outcomes *set, const char *pattern)
 
 /* ---- the model's answer -------------------------------------------------------------------------------- */
 
-static struct shared { pcmring_a32 at[LOCATIONS]; } *const shared = (struct shared *)model_arena;
+static struct shared {
+    pcmring_a32 at[LOCATIONS];
+    uint32_t observed[EVENTS];
+} *const shared = (struct shared *)model_arena;
 static const program *playing;
-static int observed[EVENTS];
 static outcomes *found;
 
 static uint32_t play(const event *e)
@@ -140,18 +142,15 @@ static uint32_t play(const event *e)
 
 static void play_thread(int thread)
 {
-    for (int i = LOCATIONS; i < playing->count; i++) {
-        if (playing->events[i].thread == thread) {
-            observed[i] = (int)play(&playing->events[i]);
-            model_result((uint64_t)observed[i]);
-        }
-    }
+    for (int i = LOCATIONS; i < playing->count; i++)
+        if (playing->events[i].thread == thread)
+            shared->observed[i] = play(&playing->events[i]);
 }
 static void play_0(void) { play_thread(0); }
 static void play_1(void) { play_thread(1); }
 static void play_2(void) { play_thread(2); }
 static void play_3(void) { play_thread(3); }
-static void nothing(void) {}
+static void nothing(void) { model_arena_used = 256; }
 
 static void play_finish(void)
 {
@@ -159,7 +158,7 @@ static void play_finish(void)
     char *to = o.text;
     for (int i = LOCATIONS; i < playing->count; i++)
         if (playing->events[i].kind == 'R' || playing->events[i].kind == 'X')
-            *to++ = (char)('0' + observed[i]);
+            *to++ = (char)('0' + shared->observed[i]);
     *to++ = ' ';
     for (int i = 0; i < LOCATIONS; i++)
         *to++ = (char)('0' + pcmring_load(&shared->at[i], relaxed));
@@ -475,7 +474,7 @@ static program random_program(bool sc_accesses)
 
 static void run_random(int *passed, int *failed, int programs, bool sc_accesses)
 {
-    int good = 0, stricter = 0;
+    int good = 0, missed = 0;
     size_t total = 0;
     const uint64_t began = seed;
     for (int i = 0; i < programs; i++) {
@@ -483,13 +482,15 @@ static void run_random(int *passed, int *failed, int programs, bool sc_accesses)
         outcomes joint = by_axioms(&p, true), rc11 = by_axioms(&p, false);
         outcomes model = by_model(&p, false, false), plain = by_model(&p, true, false);
         outcomes weak = by_model(&p, false, true);
-        const bool same = within(&model, &joint) && within(&joint, &model);
         const bool reduced = within(&model, &plain) && within(&plain, &model);
-        const bool above = sc_accesses ? within(&joint, &weak) : within(&weak, &model) && within(&model, &weak);
+        const bool exact = within(&model, &joint) && within(&joint, &model);
+        /* seq_cst accesses: between two models, one that may miss an outcome and one that adds some */
+        const bool right = sc_accesses ? within(&model, &joint) && within(&rc11, &weak)
+                                       : exact && within(&rc11, &weak) && within(&weak, &rc11);
         total += model.count;
-        stricter += !within(&rc11, &model);
-        good += same && reduced && above;
-        if (!(same && reduced && above)) {
+        missed += !within(&rc11, &model);
+        good += right && reduced;
+        if (!(right && reduced)) {
             char text[128];
             print_program(&p, text);
             printf("FAILED litmus %s: %zu outcomes, axioms %zu (RC11 %zu), without reductions %zu, weak_sc %zu\n", text,
@@ -498,16 +499,16 @@ static void run_random(int *passed, int *failed, int programs, bool sc_accesses)
         free(joint.list), free(rc11.list), free(model.list), free(plain.list), free(weak.list);
     }
     *(good == programs ? passed : failed) += 1;
-    printf("litmus: %d random programs %s seq_cst accesses, seed %llu: %zu outcomes as the axioms say; "
-           "RC11 allows more in %d\n", programs, sc_accesses ? "with" : "without", (unsigned long long)began, total,
-           stricter);
+    printf("litmus: %d random programs %s seq_cst accesses, seed %llu: %zu outcomes, allowed by the axioms of RC11; "
+           "without weak_sc some are missed in %d programs\n",
+           programs, sc_accesses ? "with" : "without", (unsigned long long)began, total, missed);
 }
 
 /* ---- 3. loops, sleep, races ---------------------------------------------------------------------------------------- */
 
 static struct arena { pcmring_a32 seq, a, b, word, flag; pcmring_a64 data; } *const w = (struct arena *)model_arena;
 static int broken; /* which part the scenario leaves out; 0: none */
-static uint64_t expired;
+static unsigned expired;
 
 static bool is_odd(uint64_t v) { return v & 1; }
 static bool is_zero(uint64_t v) { return v == 0; }
@@ -561,9 +562,7 @@ static void waker(void)
 }
 static void napper(void)
 {
-    const bool late = model_wait(&w->word, 4, 0, true, __func__);
-    model_result(late);
-    expired |= 1u << late;
+    expired |= 1u << model_wait(&w->word, 4, 0, true, __func__);
 }
 
 static void spinner(void)
@@ -579,7 +578,7 @@ static void setter(void)
         pcmring_store(&w->flag, 1, release);
 }
 
-static void exclusive(void) { model_exclusive(&w->data); }
+static void exclusive(void) { nothing(), model_exclusive(&w->data); }
 static void writer(void)
 {
     pcmring_store(&w->data, 1, relaxed);

@@ -10,7 +10,8 @@
 #include <ucontext.h>
 
 #define STACK_BYTES 65536
-#define STACK_LITTER 2048 /* to clear below the stack of a thread that stands still */
+#define STACK_KEPT 4096      /* of a thread that stands still, at most */
+#define STACK_LITTER 2048    /* cleared below the stack of a thread that stands still */
 #define STAMP_GAP (1u << 16) /* room for 16 messages squeezed in one behind the other */
 #define NOBODY (-1)
 
@@ -41,9 +42,7 @@ typedef struct place {
 } place;
 
 typedef struct location {
-    uint64_t execution; /* in which the messages below were made */
-    int count;
-    uint32_t looked[MODEL_THREADS]; /* exclusive words: each thread's count at its last load */
+    int count; /* 0: nobody has used it in this search */
     message messages[MODEL_MESSAGES];
 } location;
 
@@ -67,7 +66,6 @@ typedef struct thread {
     op op;           /* AT_STEP: what it will do next; ASLEEP: how it fell asleep */
     uint64_t result; /* of the last op */
     bool flag;       /* of the last op: exchanged; time was up */
-    uint64_t outcome;
     unsigned char *base, *low; /* its stack when it was entered and now */
     place *awaited;  /* it met a value here that makes it try again, */
     uint32_t awaited_stamp; /* in this message */
@@ -84,6 +82,7 @@ typedef struct event {
 } event;
 
 _Alignas(64) unsigned char model_arena[MODEL_ARENA_BYTES];
+size_t model_arena_used;
 
 static const model_scenario *scenario;
 static model_options options;
@@ -98,7 +97,9 @@ static thread threads[MODEL_THREADS];
 static unsigned char stacks[MODEL_THREADS][STACK_BYTES] __attribute__((aligned(64)));
 static jmp_buf explorer;
 static view sc;
-static uint64_t execution;
+static uint32_t looked[MODEL_SHARED][MODEL_THREADS]; /* exclusive words: each thread's count at its last load */
+static struct { uint8_t id, index; } stored[MODEL_EVENTS]; /* all messages stored, to take them back */
+static int stored_count;
 static event events[MODEL_EVENTS];
 static int event_count;
 static model_report report;
@@ -108,7 +109,7 @@ static model_report report;
 static uint64_t mix(uint64_t a, uint64_t b)
 {
     const unsigned __int128 product = (unsigned __int128)(a ^ 0x9e3779b97f4a7c15ull) * (b ^ 0xe7037ed1a0b428dbull);
-    return (uint64_t)product ^ (uint64_t)(product >> 64) ^ a;
+    return (uint64_t)product ^ (uint64_t)(product >> 64) ^ a; /* ^ a: a product of 0 must not forget it */
 }
 
 static uint64_t hash_bytes(uint64_t hash, const unsigned char *at, size_t bytes) /* multiples of 8 */
@@ -184,14 +185,12 @@ static int entry_of(const place *p) { return MODEL_THREADS + p->id - 1; }
 static location *location_of(const place *p)
 {
     location *l = &locations[p->id - 1];
-    if (l->execution != execution) { /* nobody has used it yet: what setup() left is its first message */
+    if (l->count == 0) { /* what setup() left is its first message */
         const size_t offset = (size_t)(p - places) * 4;
         message *first = &l->messages[0];
         memset(first, 0, sizeof *first);
         first->writer = first->event = NOBODY;
         first->value = raw_load(model_arena + offset, p->bytes);
-        memset(l->looked, 0, sizeof l->looked);
-        l->execution = execution;
         l->count = 1;
     }
     return l;
@@ -314,7 +313,7 @@ static void check_race(const thread *t, const op *o, const location *l)
     if (t->cur.at[entry_of(o->place)] != l->messages[l->count - 1].stamp)
         model_fail("data race: %s beside the store at %d", kind_names[o->kind], l->messages[l->count - 1].event);
     for (int u = 0; o->kind != LOAD && u < thread_count; u++)
-        if (l->looked[u] > t->cur.at[u])
+        if (looked[o->place->id - 1][u] > t->cur.at[u])
             model_fail("data race: %s beside a load by %s", kind_names[o->kind], thread_name(u));
 }
 
@@ -333,7 +332,7 @@ static void take_message(thread *t, op *o, location *l, int index, enum model_or
     if (acquires(order))
         join(&t->cur, &m->seen);
     if (o->place->exclusive)
-        reach(t, self, l->looked[self] = t->cur.at[self] + 1);
+        reach(t, self, looked[o->place->id - 1][self] = t->cur.at[self] + 1);
 }
 
 /* Store `value` right behind message `after`, as a read-modify-write of it if `chained`. */
@@ -350,6 +349,8 @@ static void put_message(thread *t, const op *o, location *l, int after, uint64_t
     check_race(t, o, l);
     memmove(m + 1, m, (size_t)(l->count - after - 1) * sizeof *m);
     l->count++;
+    stored[stored_count].id = (uint8_t)(o->place->id - 1);
+    stored[stored_count++].index = (uint8_t)(after + 1);
     m->stamp = last ? low + STAMP_GAP : low + (m[1].stamp - low) / 2;
     if (m->stamp == low)
         model_fail("too many stores between two others");
@@ -523,13 +524,23 @@ static __attribute__((noinline)) void park(thread *t)
         _longjmp(explorer, 1);
 }
 
+/* What calls that have ended left on the stack is of no meaning, and must not make equal states look
+ * different: clear it below the running thread, and below one that stands still. */
+static __attribute__((noinline)) void scrub(void)
+{
+    unsigned char *low = __builtin_alloca(STACK_LITTER / 2);
+    memset(low, 0, STACK_LITTER / 2);
+    __asm__ volatile("" : : "r"(low) : "memory");
+}
+static void scrub_below(const thread *t) { memset(t->low - STACK_LITTER, 0, STACK_LITTER); }
+
 /* Called in a thread: do `o` now, or when the explorer says so. */
 static thread *step(op o)
 {
     thread *t = &threads[self];
     if (o.address) {
         const size_t offset = (size_t)(o.address - model_arena);
-        if (offset > MODEL_ARENA_BYTES - 8 || offset % 4 || (o.bytes != 4 && o.bytes != 8))
+        if (offset + o.bytes > model_arena_used || offset % 4 || (o.bytes != 4 && o.bytes != 8))
             model_fail("an atomic outside model_arena, or of %zu bytes", o.bytes);
         o.place = &places[offset / 4];
         if (o.place->bytes && o.place->bytes != o.bytes)
@@ -538,6 +549,7 @@ static thread *step(op o)
         if (o.bytes == 4)
             o.value = (uint32_t)o.value;
     }
+    report.sc_accesses |= o.kind != FENCE && o.order == model_seq_cst;
     if (options.weak_sc && o.kind != FENCE && o.order == model_seq_cst)
         o.order = o.kind == LOAD ? model_acquire : o.kind == STORE ? model_release : model_acq_rel;
     t->op = o;
@@ -550,6 +562,7 @@ static thread *step(op o)
     } else {
         act(t, 0);
     }
+    scrub();
     return t;
 }
 
@@ -570,8 +583,7 @@ static void resume(int t)
     if (_setjmp(explorer) == 0)
         _longjmp(threads[t].now, 1);
     self = NOBODY;
-    /* What it left on the stack below is of no meaning, and must not make equal states look different. */
-    memset(threads[t].low - STACK_LITTER, 0, STACK_LITTER);
+    scrub_below(&threads[t]);
 }
 
 /* Enter a coroutine once, so that from then on a longjmp starts it. */
@@ -662,16 +674,9 @@ void model_wake(void *word, size_t bytes, const char *where)
         step((op){.kind = WAKE, .address = word, .bytes = bytes, .where = where});
 }
 
-void model_result(uint64_t value) { threads[self].outcome = mix(threads[self].outcome, value); }
-
 void model_exclusive(const void *address) { places[(size_t)(plain(address) - model_arena) / 4].exclusive = true; }
 
-/* ---- the search ------------------------------------------------------------------------------------------ */
-
-/* The choices of the current execution, from the first on; the next one differs in the last that still
- * has a way untried. */
-static struct { int ways, taken; } choices[MODEL_EVENTS];
-static int choice_count;
+/* ---- states and steps ------------------------------------------------------------------------------------ */
 
 /* A state as a number: equal numbers for states that have the same future.
  *
@@ -694,7 +699,7 @@ static uint64_t hash_view(uint64_t hash, const view *v)
 
 static uint64_t hash_state(unsigned alive)
 {
-    uint64_t hash = hash_bytes(0, model_arena, MODEL_ARENA_BYTES);
+    uint64_t hash = hash_bytes(0, model_arena, model_arena_used);
     for (int i = 0; i < location_count; i++) {
         const place *p = location_places[i];
         const unsigned concerned = (p->storers ? p->users : p->loaders) & alive;
@@ -718,12 +723,13 @@ static uint64_t hash_state(unsigned alive)
     }
     for (int i = 0; i < thread_count; i++) {
         const thread *t = &threads[i];
-        hash = mix(mix(hash, t->status), t->outcome);
+        hash = mix(hash, t->status);
         if (t->status == ENDED)
             continue;
         hash = mix(hash, t->awaited ? t->awaited_stamp + 1 : 0);
-        hash = mix(mix(hash, t->op.value), t->op.expected);
-        hash = hash_bytes(hash, t->low, (size_t)(t->base - t->low) & ~(size_t)7);
+        hash = mix(hash, (uint64_t)t->op.kind << 16 | (uint64_t)t->op.order << 8 | (uint64_t)t->op.how << 1 | t->op.may_expire);
+        hash = mix(mix(mix(hash, (uintptr_t)t->op.address), t->op.value), t->op.expected);
+        hash = hash_bytes(hash, t->low, (size_t)(t->base - t->low));
         hash = hash_bytes(hash, (const unsigned char *)t->now, sizeof t->now); /* the registers */
         hash = hash_view(hash_view(hash_view(hash, &t->cur), &t->acq), &t->rel);
     }
@@ -748,30 +754,94 @@ static void choose(int t, int pick)
     self = NOBODY;
 }
 
-enum end { COMPLETE, MERGED, FAILED, LEARNT };
+/* ---- the search ------------------------------------------------------------------------------------------ */
 
-static enum end execute(void)
+/* A state in which there was a choice, kept until all its ways are explored. Messages are not copied: those
+ * stored later are taken out again. */
+typedef struct choice {
+    int ways, next, count[MODEL_THREADS]; /* in all, the one to try next, and how many are each thread's */
+    int event_count, stored_count;
+    uint32_t looked[MODEL_SHARED][MODEL_THREADS];
+    view sc;
+    thread threads[MODEL_THREADS];
+    unsigned char arena[MODEL_ARENA_BYTES], stacks[MODEL_THREADS][STACK_KEPT];
+} choice;
+static choice *choices[MODEL_EVENTS];
+static int choice_count;
+
+static size_t stack_of(const thread *t) { return t->status == ENDED ? 0 : (size_t)(t->base - t->low); }
+
+static void keep(int ways, const int *count)
 {
-    int depth = 0;
-    execution++;
-    event_count = 0;
+    if (!choices[choice_count])
+        choices[choice_count] = malloc(sizeof(choice));
+    choice *c = choices[choice_count++];
+    c->ways = ways;
+    c->next = 1; /* the first is taken now */
+    memcpy(c->count, count, sizeof c->count);
+    c->event_count = event_count;
+    c->stored_count = stored_count;
+    c->sc = sc;
+    memcpy(c->looked, looked, sizeof looked);
+    memcpy(c->arena, model_arena, model_arena_used);
+    for (int t = 0; t < thread_count; t++) {
+        c->threads[t] = threads[t];
+        if (stack_of(&threads[t]) > STACK_KEPT)
+            model_fail("more than %d bytes of stack", STACK_KEPT);
+        else
+            memcpy(c->stacks[t], threads[t].low, stack_of(&threads[t]));
+    }
+}
+
+static void go_back_to(const choice *c)
+{
+    while (stored_count > c->stored_count) {
+        location *l = &locations[stored[--stored_count].id];
+        message *m = &l->messages[stored[stored_count].index];
+        memmove(m, m + 1, (size_t)(--l->count - stored[stored_count].index) * sizeof *m);
+    }
+    event_count = c->event_count;
+    sc = c->sc;
+    memcpy(looked, c->looked, sizeof looked);
+    memcpy(model_arena, c->arena, model_arena_used);
+    for (int t = 0; t < thread_count; t++) {
+        threads[t] = c->threads[t];
+        memcpy(threads[t].low, c->stacks[t], stack_of(&threads[t]));
+        scrub_below(&threads[t]);
+    }
+    threads_run = true;
+}
+
+static void start(void)
+{
+    event_count = stored_count = 0;
     learnt = failed = threads_run = false;
     memset(&sc, 0, sizeof sc);
+    memset(looked, 0, sizeof looked);
     memset(model_arena, 0, sizeof model_arena);
+    model_arena_used = sizeof model_arena;
+    for (int i = 0; i < location_count; i++)
+        locations[i].count = 0;
     scenario->setup();
     for (int t = 0; t < thread_count; t++) {
         thread *now = &threads[t];
         memcpy(now->now, now->start, sizeof now->now);
         now->status = RUNNING;
-        now->outcome = 0;
         now->low = now->base;
         now->awaited = NULL;
         now->cur = now->acq = now->rel = (view){{0}};
     }
     threads_run = true;
+}
+
+enum end { COMPLETE, MERGED, FAILED, LEARNT };
+
+/* Go on from here, always in the first way, to the end or to a state met before. */
+static enum end go_on(void)
+{
     for (;;) {
         unsigned alive = 0;
-        int count[MODEL_THREADS], total = 0, pick = 0, chosen = 0;
+        int count[MODEL_THREADS] = {0}, total = 0, chosen = 0;
         for (int t = 0; t < thread_count && !learnt && !failed; t++)
             if (threads[t].status == RUNNING)
                 resume(t);
@@ -785,43 +855,47 @@ static enum end execute(void)
             const thread *now = &threads[t];
             count[t] = now->status == AT_STEP ? ways(now, &now->op, -1, NULL)
                        : now->status == ASLEEP ? now->op.may_expire : 0;
+            total += count[t];
             if (!options.plain && now->status == AT_STEP && count[t] && !rivals(t, &now->op, alive)) {
-                memset(count, 0, (size_t)t * sizeof *count); /* commutes with all that is to come: now */
+                memset(count, 0, (size_t)t * sizeof *count); /* commutes with all that is to come: it goes first */
                 total = count[t];
-                for (int u = t + 1; u < thread_count; u++)
-                    count[u] = 0;
                 break;
             }
-            total += count[t];
         }
         if (total == 0) {
             model_fail("lost wake-up: all that have not ended sleep, or wait in a loop");
             return FAILED;
         }
         if (total > 1) {
-            if (depth == choice_count) {
-                if (!options.plain && !add_state(hash_state(alive)))
-                    return MERGED;
-                report.states++;
-                choices[depth].ways = total;
-                choices[depth].taken = 0;
-                choice_count++;
-            } else if (choices[depth].ways != total) {
-                model_fail("the scenario is not deterministic");
-                return FAILED;
-            }
-            pick = choices[depth++].taken;
+            if (!options.plain && !add_state(hash_state(alive)))
+                return MERGED;
+            report.states++;
+            keep(total, count);
         }
-        while (pick >= count[chosen])
-            pick -= count[chosen++];
-        choose(chosen, pick);
-        if (failed)
-            return FAILED;
+        while (!count[chosen])
+            chosen++;
+        choose(chosen, 0);
     }
     threads_run = false;
     if (scenario->finish)
         scenario->finish();
     return failed ? FAILED : COMPLETE;
+}
+
+/* Back to the last state that has a way left, and into it. */
+static bool go_back(void)
+{
+    int chosen = 0, pick;
+    while (choice_count && choices[choice_count - 1]->next == choices[choice_count - 1]->ways)
+        choice_count--;
+    if (choice_count == 0)
+        return false;
+    choice *c = choices[choice_count - 1];
+    go_back_to(c);
+    for (pick = c->next++; pick >= c->count[chosen]; chosen++)
+        pick -= c->count[chosen];
+    choose(chosen, pick);
+    return true;
 }
 
 static double seconds(void)
@@ -834,6 +908,7 @@ static double seconds(void)
 model_report model_explore(const model_scenario *s, model_options o)
 {
     const double began = seconds();
+    enum end end;
     scenario = s;
     options = o;
     for (thread_count = 0; thread_count < MODEL_THREADS && s->threads[thread_count];)
@@ -845,32 +920,19 @@ model_report model_explore(const model_scenario *s, model_options o)
     sc_users = 0;
     for (int t = 0; t < thread_count; t++)
         make_thread(t);
-    memset(&report, 0, sizeof report);
-    choice_count = 0;
-    forget_states();
-    for (;;) {
-        const enum end end = execute();
-        if (end == LEARNT) {
-            const model_report none = {0};
-            report = none;
-            choice_count = 0;
-            forget_states();
-            continue;
-        }
-        report.executions += end == COMPLETE;
-        report.merged += end == MERGED;
-        if (end == FAILED)
-            break;
-        if (o.limit_s > 0.0 && seconds() - began > o.limit_s) {
-            model_fail("not searched to the end within %g s", o.limit_s);
-            break;
-        }
-        while (choice_count && choices[choice_count - 1].taken + 1 == choices[choice_count - 1].ways)
-            choice_count--;
-        if (choice_count == 0)
-            break;
-        choices[choice_count - 1].taken++;
-    }
+    do { /* until nothing new is learnt about who uses what */
+        memset(&report, 0, sizeof report);
+        choice_count = 0;
+        forget_states();
+        start();
+        do {
+            end = go_on();
+            report.executions += end == COMPLETE;
+            report.merged += end == MERGED;
+            if (o.limit_s > 0.0 && end != FAILED && seconds() - began > o.limit_s)
+                model_fail("not searched to the end within %g s", o.limit_s);
+        } while (!failed && end != LEARNT && go_back());
+    } while (end == LEARNT);
     threads_run = false;
     report.seconds = seconds() - began;
     return report;

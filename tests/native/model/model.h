@@ -8,8 +8,9 @@
  *
  * Who owns what
  *   - All atomics lie in model_arena, which setup() finds zeroed; atomics elsewhere are refused.
- *   - A plain variable is used by one thread only, or by setup() and finish(). What finish() looks at
- *     that a thread found out is announced with model_result().
+ *   - What a thread keeps lies on its stack or in the arena, nowhere else: the checker copies both to go
+ *     back to a state, and compares both to recognise one. A plain variable in the arena is used by one
+ *     thread, and by setup() and finish().
  *   - setup() and finish() run alone; their atomics are plain accesses.
  *
  * The memory model: RC11 (Lahav, Vafeiadis, Kang, Hur, Dreyer: "Repairing sequential consistency in
@@ -32,11 +33,11 @@
  *
  * What the model leaves out, so what a pass does not prove
  *   - Load buffering: a load never returns a value stored later in the same execution (the axiom
- *     "sb + rf acyclic"; compilers and machines today may break it only for relaxed accesses). Against
- *     one case of it, overwriting a frame that a guarded reader still copies, see model_exclusive().
- *   - The order of seq_cst operations is the order of execution. RC11 lets a seq_cst access mixed with
- *     weaker ones stray from it; with model_options.weak_sc they are mere acquire and release accesses,
- *     which is weaker than RC11: what passes both ways is safe.
+ *     "sb + rf acyclic"; compilers and machines may break it for relaxed accesses). Against one case of
+ *     it, overwriting a frame that a guarded reader still copies, see model_exclusive().
+ *   - seq_cst operations take effect in the order of execution. RC11 lets seq_cst accesses that are mixed
+ *     with weaker ones stray from it, in a few programs of a hundred. With model_options.weak_sc they are
+ *     mere acquire and release accesses, which is weaker than RC11: what passes both ways is safe.
  *   - Accesses of different sizes to the same bytes; plain accesses (TSan watches those); spurious
  *     wake-ups; more threads and longer runs than the scenario has.
  *
@@ -44,11 +45,12 @@
  *   - Steps that commute with every step of the others are taken at once, without asking who goes
  *     first: fences but seq_cst, locations that one thread uses or nobody stores to, and stores to a
  *     location nobody else stores to and nobody sleeps on: being stored early does not oblige anyone
- *     to read it. (A persistent set of one thread: Godefroid 1996.) Who uses what is learnt: each time
- *     a use comes up that was not foreseen, the scenario starts again with that knowledge.
- *   - A state met before is not continued twice. A thread's state is what it read so far, hashed, for
- *     the threads are deterministic; the rest of the state is the messages and the views. 64-bit
- *     hashes: ten million states collide with probability 3e-6.
+ *     to read it. (A persistent set of one thread: Godefroid, "Partial-order methods", 1996.) Who uses
+ *     what is learnt: when a use comes up that was not foreseen, the search starts again, knowing it.
+ *   - A state met before is not continued twice. A state is the stacks, registers and views of the threads
+ *     that have not ended, the arena, and the messages that can still be read; compared as 64-bit hashes:
+ *     among ten million states two collide with probability 3e-6.
+ *   - The search goes back by copying the last state with an untried choice, not by running up to it.
  *   - A loop that waits for another thread (model_await) does not read the same message twice.
  * litmus.c compares these with the plain search, too.
  */
@@ -68,6 +70,7 @@
 enum model_order { model_relaxed, model_acquire, model_release, model_acq_rel, model_seq_cst };
 
 extern unsigned char model_arena[MODEL_ARENA_BYTES]; /* aligned to 64 bytes */
+extern size_t model_arena_used; /* setup() may lower it to a multiple of 8, which is faster */
 
 /* Loads in function `name` are a loop that waits for another thread as long as `retry` is true of what they
  * return: it reads each message once, and sleeps until there is a newer one. */
@@ -84,6 +87,7 @@ typedef struct model_scenario {
     void (*finish)(void);                    /* NULL: nothing to look at in the end */
     void (*name_of)(const void *address, char *out, size_t bytes); /* for traces; NULL: offsets */
     const model_await *awaits;               /* ends with a NULL name; NULL: no such loops */
+    bool relies_on_sc;                       /* for the caller: it cannot pass with weak_sc */
 } model_scenario;
 
 typedef struct model_options {
@@ -95,6 +99,7 @@ typedef struct model_options {
 
 typedef struct model_report {
     bool failed;
+    bool sc_accesses;    /* there were some, so weak_sc makes a difference */
     char why[160];
     uint64_t executions; /* seen to the end */
     uint64_t merged;     /* left where they reached a state met before */
@@ -108,9 +113,6 @@ model_report model_explore(const model_scenario *scenario, model_options options
 /* In a thread or finish(): what must hold. */
 #define model_check(condition) ((condition) ? (void)0 : model_fail("%s:%d: not so: %s", __FILE__, __LINE__, #condition))
 void model_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
-
-/* In a thread: `value` matters to finish(). Executions that end alike are told apart only by this. */
-void model_result(uint64_t value);
 
 /* In setup(): the 8 bytes at `address` are to be free of data races, as if they were not atomic. A load
  * must happen after every store, a store after every load and store: in any execution, not only when

@@ -1,0 +1,1056 @@
+"""MemoryMonitor: readings, the edge, callbacks, the thread, samples."""
+
+from __future__ import annotations
+
+import ast
+import gc
+import itertools
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+import pcmring
+from pcmring import _memory, _monitor
+from pcmring._memory import MB, CgroupMemory, cgroup_memory, machine_memory, rss_bytes
+from pcmring.memory_manager import (
+    BUFFER_CLEANUP_INTERVAL_SECONDS,
+    DEFAULT_BUFFER_MEMORY_LIMIT_MB,
+    DEFAULT_MEMORY_LIMIT_MB,
+    MEMORY_CHECK_INTERVAL_SECONDS,
+    AudioBufferTracker,
+    MemoryMonitor,
+    MemoryUnreadable,
+)
+
+LINUX = sys.platform == "linux"
+
+
+class Usage:
+    """A process whose memory a test sets."""
+
+    def __init__(self, mb: float = 0.0) -> None:
+        self.mb = mb
+        self.failure: Exception | None = None
+        self.readings = 0
+
+    def __call__(self) -> int:
+        self.readings += 1
+        if self.failure is not None:
+            raise self.failure
+        return int(self.mb * MB)
+
+
+class Owner:
+    """Counts the calls of its method."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def cleanup(self) -> None:
+        self.calls += 1
+
+
+def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a program with this test's pcmring in a process of its own."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", program, *arguments], env=env, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """time.monotonic as the monitor sees it; set its only element."""
+    now = [1000.0]
+    fake = type("time", (), {"monotonic": staticmethod(lambda: now[0]), "time": staticmethod(time.time)})
+    monkeypatch.setattr(_monitor, "time", fake)
+    return now
+
+
+# ---- readings --------------------------------------------------------------------------------------------------------
+
+
+def test_constants_are_w4ls() -> None:
+    assert (DEFAULT_MEMORY_LIMIT_MB, DEFAULT_BUFFER_MEMORY_LIMIT_MB) == (512, 100)
+    assert (MEMORY_CHECK_INTERVAL_SECONDS, BUFFER_CLEANUP_INTERVAL_SECONDS) == (30, 60)
+    assert MemoryMonitor().max_memory_mb == 512
+
+
+def test_usage_is_this_process_resident_memory_in_mb() -> None:
+    monitor = MemoryMonitor()
+    seen = monitor.get_memory_usage()
+    assert abs(seen - psutil.Process().memory_info().rss / 1024**2) < 20
+
+
+def test_usage_shows_what_was_really_allocated() -> None:
+    monitor = MemoryMonitor()
+    before = monitor.get_memory_usage()
+    block = np.ones(64 * MB, dtype=np.uint8)
+    assert 60 < monitor.get_memory_usage() - before < 80
+    del block
+
+
+def test_a_real_allocation_makes_memory_high_and_its_cleanup_is_measured() -> None:
+    usage = MemoryMonitor().get_memory_usage()
+    monitor = MemoryMonitor(max_memory_mb=usage + 60)
+    assert not monitor.is_memory_high()
+    blocks = [np.ones(128 * MB, dtype=np.uint8)]
+    monitor.add_cleanup_callback(blocks.clear)
+    assert monitor.is_memory_high()
+    freed = monitor.cleanup()
+    assert freed is not None
+    assert 120 * MB < freed < 140 * MB
+    assert not monitor.is_memory_high()
+    statistics = monitor.get_statistics()
+    assert statistics["freed_bytes"] == freed
+    assert statistics["peak_memory_mb"] > usage + 120
+
+
+def test_d17_cleaned_means_measurably_freed() -> None:
+    """A callback that only forgets what it counted has freed nothing, whatever it says."""
+    usage = MemoryMonitor().get_memory_usage()
+    monitor = MemoryMonitor(max_memory_mb=usage + 40)
+    block = np.ones(64 * MB, dtype=np.uint8)
+    book = [(id(block), block.nbytes)]
+    monitor.add_cleanup_callback(lambda: (book.clear(), 64 * MB)[1])
+    freed = monitor.cleanup()
+    assert not book
+    assert freed is not None
+    assert freed < 8 * MB
+    assert monitor.is_memory_high()
+
+
+def test_d24_a_failing_reading_is_an_error_and_never_not_high(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not LINUX:
+        pytest.skip("makes psutil fail by its procfs path, which only Linux has")
+    monitor = MemoryMonitor()
+    monitor.get_memory_usage()
+    monkeypatch.setattr(psutil, "PROCFS_PATH", "/nonexistent")
+    monkeypatch.setattr(_memory, "_process", None)
+    with pytest.raises(MemoryUnreadable, match="cannot be read"):
+        monitor.get_memory_usage()
+    with pytest.raises(OSError):
+        monitor.is_memory_high()
+    with pytest.raises(MemoryUnreadable):
+        monitor.cleanup()
+    with pytest.raises(MemoryUnreadable):
+        monitor.start_monitoring()
+    with pytest.raises(MemoryUnreadable, match="machine"):
+        machine_memory()
+    assert not monitor.monitoring
+    statistics = monitor.get_statistics()
+    assert statistics["memory_usage_mb"] is None
+    assert statistics["is_high"] is None
+    assert statistics["failed_readings"] == 5
+    monkeypatch.undo()
+    assert monitor.get_memory_usage() > 1
+
+
+def test_d24_a_failing_reading_is_logged_once_until_it_works(caplog: pytest.LogCaptureFixture) -> None:
+    usage = Usage(1)
+    monitor = MemoryMonitor(_read_usage=usage)
+    for _ in range(2):
+        usage.failure = PermissionError("no")
+        for _ in range(3):
+            with pytest.raises(MemoryUnreadable):
+                monitor.get_memory_usage()
+        usage.failure = None
+        monitor.get_memory_usage()
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+
+
+def test_a_forced_cleanup_runs_though_memory_cannot_be_read() -> None:
+    usage = Usage()
+    usage.failure = OSError("no")
+    owner = Owner()
+    monitor = MemoryMonitor(_read_usage=usage)
+    monitor.add_cleanup_callback(owner.cleanup)
+    assert monitor.cleanup(force=True) is None
+    assert owner.calls == 1
+    assert monitor.get_statistics()["last_cleanup"]["freed_bytes"] is None
+
+
+def test_without_psutil_the_first_reading_says_what_to_install() -> None:
+    program = """
+import sys
+sys.modules["psutil"] = None
+from pcmring.memory_manager import MemoryMonitor, ResourceManager
+monitor = MemoryMonitor(max_memory_mb=200)
+ResourceManager(monitor).get_resource_info()
+for call in (monitor.get_memory_usage, monitor.is_memory_high, monitor.start_monitoring, monitor.cleanup):
+    try:
+        call()
+    except ModuleNotFoundError as error:
+        assert "pip install 'pcmring[monitor]'" in str(error) and error.name == "psutil", error
+    else:
+        raise AssertionError(call)
+assert monitor.cleanup(force=True) is None
+assert not monitor.monitoring
+"""
+    done = run(program)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_loads_no_psutil() -> None:
+    done = run("import sys, pcmring.memory_manager, pcmring.model_memory; assert 'psutil' not in sys.modules")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_monitor_imports_nothing_that_knows_audio() -> None:
+    """Arrows run one way: the monitor knows readings and callables."""
+    package = Path(pcmring.__file__).parent
+    allowed = {"_monitor": {"pcmring._callbacks", "pcmring._memory"}, "_memory": set(), "_callbacks": set()}
+    for module, ours in allowed.items():
+        found = set()
+        for node in ast.walk(ast.parse((package / f"{module}.py").read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                found.add(node.module)
+            elif isinstance(node, ast.Import):
+                found.update(name.name for name in node.names)
+        assert {name for name in found if name and name.startswith(("pcmring", "numpy"))} <= ours
+
+
+@pytest.mark.parametrize("limit", [0, -1, float("nan"), float("inf")])
+def test_an_impossible_limit_is_refused_by_name(limit: float) -> None:
+    with pytest.raises(ValueError, match=r"max_memory_mb must be a finite number of MB above 0, got"):
+        MemoryMonitor(limit)
+    with pytest.raises(ValueError, match="interval_seconds"):
+        MemoryMonitor().start_monitoring(limit)
+
+
+@pytest.mark.parametrize("limit", [None, "512", True, [], 10**400])
+def test_a_limit_that_is_no_number_is_refused(limit: Any) -> None:
+    with pytest.raises(TypeError, match="max_memory_mb"):
+        MemoryMonitor(limit)
+
+
+def test_an_interval_beyond_what_a_wait_can_take_is_refused() -> None:
+    with pytest.raises(ValueError, match="at most"):
+        MemoryMonitor().start_monitoring(1e300)
+
+
+def test_the_limit_can_be_changed_at_any_time() -> None:
+    monitor = MemoryMonitor(100, _read_usage=Usage(150))
+    assert monitor.is_memory_high()
+    monitor.max_memory_mb = 200
+    assert not monitor.is_memory_high()
+    with pytest.raises(ValueError):
+        monitor.max_memory_mb = 0
+    assert monitor.max_memory_mb == 200
+
+
+# ---- cgroups ---------------------------------------------------------------------------------------------------------
+
+
+def cgroup_tree(tmp_path: Path, *, version: int, mount_root: str, path: str, files: dict[str, str]) -> str:
+    """Files as procfs and a cgroup mount show them."""
+    proc, mount = tmp_path / "proc", tmp_path / "c group"
+    (proc / "self").mkdir(parents=True)
+    lines = ["12:cpuset:/other", f"4:memory:{path}"] if version == 1 else [f"0::{path}"]
+    (proc / "self" / "cgroup").write_text("\n".join(lines) + "\n")
+    shown = str(mount).replace(" ", "\\040")
+    kind = "cgroup cgroup rw,memory" if version == 1 else "cgroup2 cgroup2 rw,nsdelegate"
+    (proc / "self" / "mountinfo").write_text(
+        "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n"
+        "29 22 0:25 / /elsewhere rw shared:9 - cgroup cgroup rw,cpuset\n"
+        f"30 22 0:26 {mount_root} {shown} rw,relatime shared:4 - {kind}\n"
+    )
+    for name, text in files.items():
+        (mount / name).parent.mkdir(parents=True, exist_ok=True)
+        (mount / name).write_text(text)
+    return str(proc)
+
+
+def test_the_tightest_cgroup_v2_level_is_the_limit(tmp_path: Path) -> None:
+    files = {
+        "a/b/memory.max": "max\n",
+        "a/b/memory.current": "1\n",
+        "a/memory.max": f"{1000 * MB}\n",
+        "a/memory.current": f"{400 * MB}\n",
+        "a/memory.stat": f"anon 5\ninactive_file {100 * MB}\nactive_file 7\n",
+        "memory.stat": "anon 0\n",
+    }
+    proc = cgroup_tree(tmp_path, version=2, mount_root="/", path="/a/b", files=files)
+    assert cgroup_memory(proc) == CgroupMemory(1000 * MB, 700 * MB)
+
+
+def test_the_monitor_acts_before_the_cgroup_kills(tmp_path: Path) -> None:
+    files = {"a/memory.max": f"{1000 * MB}\n", "a/memory.current": "0\n"}
+    proc = cgroup_tree(tmp_path, version=2, mount_root="/", path="/a", files=files)
+    assert MemoryMonitor(4096, _proc=proc).get_memory_limit() == 900
+    assert MemoryMonitor(512, _proc=proc).get_memory_limit() == 512
+    assert MemoryMonitor(4096, _proc=proc, _read_usage=Usage(950)).is_memory_high()
+
+
+def test_the_machine_is_no_larger_than_its_cgroup(tmp_path: Path) -> None:
+    files = {"memory.max": f"{50 * MB}\n", "memory.current": f"{20 * MB}\n"}
+    proc = cgroup_tree(tmp_path, version=2, mount_root="/", path="/", files=files)
+    assert machine_memory(proc) == (50 * MB, 30 * MB)
+    assert machine_memory("/nonexistent") == (
+        psutil.virtual_memory().total,
+        pytest.approx(machine_memory()[1], rel=0.5),
+    )
+
+
+def test_a_container_sees_its_own_group_at_the_mount(tmp_path: Path) -> None:
+    """Mounted from /docker/7f: what the host calls /docker/7f/x is x below the mount."""
+    files = {"memory.max": f"{300 * MB}\n", "memory.current": f"{400 * MB}\n", "x/memory.max": f"{200 * MB}\n"}
+    proc = cgroup_tree(tmp_path, version=2, mount_root="/docker/7f", path="/docker/7f/x", files=files)
+    assert cgroup_memory(proc) == CgroupMemory(200 * MB, 0)
+    (tmp_path / "proc" / "self" / "cgroup").write_text("0::/../elsewhere\n")
+    assert cgroup_memory(proc) == CgroupMemory(300 * MB, 0)
+
+
+def test_cgroup_v1_counts_too_and_its_no_limit_is_none(tmp_path: Path) -> None:
+    files = {
+        "a/memory.limit_in_bytes": "9223372036854771712\n",
+        "memory.limit_in_bytes": f"{100 * MB}\n",
+        "memory.usage_in_bytes": f"{50 * MB}\n",
+        "memory.stat": f"inactive_file 1\ntotal_inactive_file {10 * MB}\n",
+    }
+    proc = cgroup_tree(tmp_path, version=1, mount_root="/", path="/a", files=files)
+    assert cgroup_memory(proc) == CgroupMemory(100 * MB, 60 * MB)
+    (tmp_path / "c group" / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert cgroup_memory(proc) is None
+
+
+def test_this_machines_own_cgroup_is_readable() -> None:
+    own = cgroup_memory()
+    assert own is None or 0 <= own.left <= own.limit
+    assert cgroup_memory("/nonexistent") is None
+
+
+def test_a_c_library_without_malloc_trim_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ctypes
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    _memory._trim.cache_clear()
+    try:
+        assert _memory.malloc_trim() is False
+    finally:
+        _memory._trim.cache_clear()
+
+
+# ---- the edge --------------------------------------------------------------------------------------------------------
+
+
+def test_d20_over_the_limit_cleanup_runs_once_not_with_every_block() -> None:
+    usage, owner = Usage(600), Owner()
+    monitor = MemoryMonitor(512, _read_usage=usage)
+    monitor.add_cleanup_callback(owner.cleanup)
+    for _ in range(100):
+        if monitor.is_memory_high():
+            monitor.cleanup()
+    assert owner.calls == 1
+    assert monitor.get_statistics()["cleanups"] == 1
+
+
+def test_cleanup_runs_again_only_after_usage_fell_below_90_percent() -> None:
+    usage, owner = Usage(1), Owner()
+    monitor = MemoryMonitor(100, _read_usage=usage)
+    monitor.add_cleanup_callback(owner.cleanup)
+    expected = {50: 0, 100: 0, 101: 1, 99: 1, 102: 1, 90: 1, 103: 1, 89.9: 1, 100.5: 2, 104: 2}
+    for mb, calls in expected.items():
+        usage.mb = mb
+        monitor.cleanup()
+        assert owner.calls == calls, mb
+
+
+def test_cleanup_runs_again_after_a_pause_though_usage_never_fell(clock: list[float]) -> None:
+    owner = Owner()
+    monitor = MemoryMonitor(100, _read_usage=Usage(101))
+    monitor.add_cleanup_callback(owner.cleanup)
+    for seconds, calls in ((0, 1), (59.9, 1), (60, 2), (100, 2), (120, 3)):
+        clock[0] = 1000.0 + seconds
+        monitor.cleanup()
+        assert owner.calls == calls, seconds
+
+
+def test_forced_cleanup_runs_whatever_the_usage_and_counts_as_the_edge() -> None:
+    usage, owner = Usage(1), Owner()
+    monitor = MemoryMonitor(100, _read_usage=usage)
+    monitor.add_cleanup_callback(owner.cleanup)
+    assert monitor.cleanup(force=True) == 0
+    usage.mb = 200
+    monitor.cleanup(force=True)
+    monitor.cleanup()  # has been acted on
+    assert owner.calls == 2
+
+
+def test_a_cleanup_that_brought_usage_down_rearms_by_itself() -> None:
+    usage = Usage(150)
+    monitor = MemoryMonitor(100, _read_usage=usage)
+    monitor.add_cleanup_callback(lambda: setattr(usage, "mb", 20))
+    assert monitor.cleanup() == 130 * MB
+    usage.mb = 150
+    assert monitor.cleanup() == 130 * MB
+
+
+def test_nothing_runs_while_held() -> None:
+    owner = Owner()
+    monitor = MemoryMonitor(100, _read_usage=Usage(200))
+    monitor.add_cleanup_callback(owner.cleanup)
+    with monitor.hold(), monitor.hold():
+        monitor.cleanup()
+        assert owner.calls == 0
+    monitor.cleanup()
+    assert owner.calls == 1
+
+
+def collections() -> int:
+    return gc.get_stats()[2]["collections"]
+
+
+def test_no_garbage_collection_while_a_stream_runs_unless_forced() -> None:
+    monitor = MemoryMonitor(100, _read_usage=Usage(200))
+    other = MemoryMonitor(100)
+    gc.disable()
+    try:
+        with other.streaming(), monitor.streaming():
+            before = collections()
+            monitor.cleanup()
+            assert collections() == before
+            assert monitor.get_statistics()["streams"] == 2
+            monitor.cleanup(force=True)
+            assert collections() == before + 1
+        assert monitor.get_statistics()["streams"] == 0
+        second = MemoryMonitor(100, _read_usage=Usage(200))
+        second.cleanup()
+        assert collections() == before + 2
+    finally:
+        gc.enable()
+
+
+def test_a_stream_that_was_forgotten_no_longer_counts() -> None:
+    monitor = MemoryMonitor()
+    lease = monitor.streaming()
+    lease.close()
+    lease.close()
+    kept = monitor.streaming()
+    assert monitor.get_statistics()["streams"] == 1
+    del kept
+    gc.collect()
+    assert monitor.get_statistics()["streams"] == 0
+
+
+# ---- callbacks -------------------------------------------------------------------------------------------------------
+
+
+def test_every_callback_runs_though_another_raises_and_each_failure_is_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monitor = MemoryMonitor(_read_usage=Usage(1))
+    ran = []
+
+    def bad() -> None:
+        ran.append("bad")
+        raise ZeroDivisionError("on purpose")
+
+    monitor.add_cleanup_callback(lambda: ran.append("first"))
+    monitor.add_cleanup_callback(bad)
+    monitor.add_cleanup_callback(lambda: ran.append("last"))
+    monitor.cleanup(force=True)
+    assert ran == ["first", "bad", "last"]
+    errors = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(errors) == 1
+    assert errors[0].exc_info is not None
+    assert "bad" in errors[0].getMessage()
+    assert monitor.get_statistics()["failed_callbacks"] == 1
+
+
+def test_keyboard_interrupt_ends_a_cleanup_and_the_next_one_works() -> None:
+    monitor = MemoryMonitor(_read_usage=Usage(1))
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monitor.add_cleanup_callback(interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        monitor.cleanup(force=True)
+    monitor.remove_cleanup_callback(interrupted)
+    assert monitor.cleanup(force=True) == 0
+
+
+def test_callbacks_run_by_stage_then_in_order_then_garbage_is_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monitor = MemoryMonitor(_read_usage=Usage(1))
+    order: list[str] = []
+    monitor.add_cleanup_callback(lambda: order.append("file"), stage="files")
+    monitor.add_cleanup_callback(lambda: order.append("buffer 1"))
+    monitor.add_cleanup_callback(lambda: order.append("buffer 2"), stage="buffers")
+    monitor.add_cleanup_callback(lambda: order.append("pool"), stage="pools")
+    monkeypatch.setattr(_monitor.gc, "collect", lambda: order.append("gc"))
+    monkeypatch.setattr(_monitor, "malloc_trim", lambda: order.append("trim"))
+    monitor.cleanup(force=True)
+    assert order == ["pool", "buffer 1", "buffer 2", "file", "gc", "trim"]
+
+
+def test_d19_a_bound_method_keeps_no_owner_alive() -> None:
+    monitor = MemoryMonitor(_read_usage=Usage(1))
+    owners = [Owner() for _ in range(10)]
+    for owner in owners:
+        monitor.add_cleanup_callback(owner.cleanup)
+    alive = [weakref.ref(owner) for owner in owners]
+    monitor.cleanup(force=True)
+    assert [owner.calls for owner in owners] == [1] * 10
+    del owner, owners
+    assert [ref() for ref in alive] == [None] * 10
+    assert monitor.get_statistics()["cleanup_callbacks"] == 0
+
+
+def test_functions_lambdas_and_closures_do_not_vanish() -> None:
+    """The seed hands over a local function; nobody else holds it."""
+    monitor = MemoryMonitor(_read_usage=Usage(1))
+    ran = []
+
+    class Tool:
+        def __call__(self) -> None:
+            ran.append("object")
+
+    def register() -> None:
+        def my_cleanup() -> None:
+            ran.append("function")
+
+        monitor.add_cleanup_callback(my_cleanup)
+        monitor.add_cleanup_callback(lambda: ran.append("lambda"))
+        monitor.add_cleanup_callback(Tool())
+
+    register()
+    gc.collect()
+    monitor.cleanup(force=True)
+    assert ran == ["function", "lambda", "object"]
+
+
+def test_a_method_of_what_cannot_be_weakly_referenced_is_held() -> None:
+    class Slim:
+        __slots__ = ("calls",)
+
+        def __init__(self, calls: list[int]) -> None:
+            self.calls = calls
+
+        def cleanup(self) -> None:
+            self.calls.append(1)
+
+    calls: list[int] = []
+    monitor = MemoryMonitor(_read_usage=Usage(1))
+    monitor.add_cleanup_callback(Slim(calls).cleanup)
+    gc.collect()
+    monitor.cleanup(force=True)
+    assert calls == [1]
+
+
+def test_a_callback_registered_twice_runs_once_and_is_removed_at_once() -> None:
+    owner = Owner()
+    monitor = MemoryMonitor(_read_usage=Usage(1))
+    monitor.add_cleanup_callback(owner.cleanup)
+    monitor.add_cleanup_callback(owner.cleanup, stage="files")
+    monitor.cleanup(force=True)
+    assert owner.calls == 1
+    assert monitor.remove_cleanup_callback(owner.cleanup)
+    assert not monitor.remove_cleanup_callback(owner.cleanup)
+    monitor.cleanup(force=True)
+    assert owner.calls == 1
+
+
+def test_owners_are_told_apart_by_identity_never_compared() -> None:
+    """Whose == is ambiguous, as an array's, breaks a lookup by equality."""
+
+    class Odd(Owner):
+        __hash__ = None  # type: ignore[assignment]
+
+        def __eq__(self, other: object) -> bool:
+            raise ValueError("ambiguous")
+
+    monitor = MemoryMonitor(_read_usage=Usage(1))
+    one, two = Odd(), Odd()
+    monitor.add_cleanup_callback(one.cleanup)
+    monitor.add_cleanup_callback(two.cleanup)
+    assert monitor.remove_cleanup_callback(one.cleanup)
+    monitor.cleanup(force=True)
+    assert (one.calls, two.calls) == (0, 1)
+
+
+@pytest.mark.parametrize("callback", [None, 3, "cleanup"])
+def test_what_cannot_be_called_is_refused(callback: Any) -> None:
+    with pytest.raises(TypeError, match="must be a callable"):
+        MemoryMonitor().add_cleanup_callback(callback)
+
+
+def test_an_unknown_stage_is_refused_with_the_legal_ones() -> None:
+    monitor = MemoryMonitor(_read_usage=Usage(1))
+    with pytest.raises(ValueError, match="'pools', 'buffers', 'files', got 'cache'"):
+        monitor.add_cleanup_callback(print, stage="cache")
+    assert monitor.get_statistics()["cleanup_callbacks"] == 0
+
+
+def test_a_callback_may_ask_for_cleanup_add_and_remove() -> None:
+    monitor = MemoryMonitor(_read_usage=Usage(1))
+    ran: list[str] = []
+
+    def late() -> None:
+        ran.append("late")
+
+    def nested() -> None:
+        ran.append("nested")
+        assert monitor.cleanup(force=True) == 0
+        monitor.add_cleanup_callback(late)
+        monitor.remove_cleanup_callback(nested)
+
+    monitor.add_cleanup_callback(nested)
+    monitor.cleanup(force=True)
+    monitor.cleanup(force=True)
+    assert ran == ["nested", "late"]
+
+
+def test_an_owner_that_dies_during_the_cleanup_is_skipped() -> None:
+    monitor = MemoryMonitor(_read_usage=Usage(1))
+    owners = [Owner()]
+    monitor.add_cleanup_callback(owners.clear)
+    monitor.add_cleanup_callback(owners[0].cleanup)
+    monitor.cleanup(force=True)
+    assert monitor.get_statistics()["failed_callbacks"] == 0
+
+
+def test_a_second_thread_does_not_clean_up_at_the_same_time(crew: Any) -> None:
+    monitor = MemoryMonitor(100, _read_usage=Usage(200))
+    inside, go_on = threading.Event(), threading.Event()
+    calls = itertools.count(1)
+    seen: list[int] = []
+
+    def slow() -> None:
+        seen.append(next(calls))
+        inside.set()
+        assert go_on.wait(30)
+
+    monitor.add_cleanup_callback(slow)
+    crew.start(monitor.cleanup)
+    assert inside.wait(30)
+    monitor._armed = True  # even if it were due again
+    assert monitor.cleanup() == 0
+    assert seen == [1]
+    forced = crew.start(lambda: monitor.cleanup(force=True))
+    crew.wait_until_asleep(forced)
+    assert seen == [1]
+    go_on.set()
+    crew.join()
+    assert seen == [1, 2]
+
+
+def test_d23_callbacks_may_come_and_go_while_cleanups_run(crew: Any) -> None:
+    monitor = MemoryMonitor(_read_usage=Usage(1))
+    ran: list[int] = []
+    monitor.add_cleanup_callback(lambda: ran.append(1))
+    barrier = threading.Barrier(3)
+
+    def churn() -> None:
+        barrier.wait(30)
+        for _ in range(2000):
+            owner = Owner()
+            monitor.add_cleanup_callback(owner.cleanup)
+            monitor.add_cleanup_callback(owner.cleanup, stage="pools")
+
+    def clean() -> None:
+        barrier.wait(30)
+        for _ in range(300):
+            for callback in monitor._callbacks.live():
+                callback.call(logging.getLogger(), "test")
+
+    for work in (churn, churn, clean):
+        crew.start(work)
+    crew.join()
+    assert len(ran) == 300
+    assert monitor.get_statistics()["cleanup_callbacks"] == 1
+
+
+# ---- the thread ------------------------------------------------------------------------------------------------------
+
+
+def threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "pcmring-memory-monitor"]
+
+
+class Steps:
+    """Readings that a test can wait for."""
+
+    def __init__(self, mb: float = 1.0) -> None:
+        self.mb = mb
+        self.failure: Exception | None = None
+        self._done = threading.Semaphore(0)
+
+    def __call__(self) -> int:
+        if threading.current_thread() in threads():
+            self._done.release()
+        if self.failure is not None:
+            raise self.failure
+        return int(self.mb * MB)
+
+    def wait(self, readings: int = 1) -> None:
+        for _ in range(readings):
+            assert self._done.acquire(timeout=30)
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_stays() -> Any:
+    yield
+    for thread in threads():
+        thread.join(10)
+    assert not threads()
+
+
+def test_monitoring_cleans_up_without_being_asked() -> None:
+    steps = Steps(200)
+    monitor = MemoryMonitor(100, _read_usage=steps)
+    cleaned = threading.Event()
+    monitor.add_cleanup_callback(cleaned.set)
+    monitor.start_monitoring(interval_seconds=3600)
+    assert cleaned.wait(30)
+    monitor.stop_monitoring()
+
+
+def test_monitoring_goes_on_at_its_interval() -> None:
+    steps = Steps()
+    monitor = MemoryMonitor(100, _read_usage=steps)
+    monitor.start_monitoring(interval_seconds=0.001)
+    steps.wait(20)
+    monitor.stop_monitoring()
+    assert len(monitor.get_history()) >= 5
+    assert monitor.get_statistics()["samples"] >= 5
+
+
+def test_d23_stop_returns_within_50_ms_and_the_thread_is_gone() -> None:
+    times, ended = [], []
+    for _ in range(20):
+        monitor = MemoryMonitor(_read_usage=Steps())
+        monitor.start_monitoring(interval_seconds=3600)
+        thread = threads()[0]
+        began = time.perf_counter()
+        monitor.stop_monitoring()
+        times.append(time.perf_counter() - began)
+        ended.append(not thread.is_alive())
+        thread.join(10)
+        assert not thread.is_alive()
+        assert not monitor.monitoring
+    # of most: the machine may be busy
+    assert sorted(times)[len(times) // 2] < 0.05, times
+    assert sum(ended) > len(ended) // 2, ended
+
+
+def test_d23_starting_twice_or_after_a_stop_never_makes_a_second_thread() -> None:
+    steps = Steps()
+    monitor = MemoryMonitor(_read_usage=steps)
+    seen = set()
+    for _ in range(200):
+        monitor.start_monitoring(3600)
+        monitor.start_monitoring(1800)
+        assert len(threads()) == 1
+        seen.update(threads())
+        monitor.stop_monitoring()
+        monitor.stop_monitoring()
+    assert monitor.get_statistics()["interval_seconds"] == 1800
+    assert not monitor.monitoring
+    assert all(not thread.is_alive() for thread in seen)
+
+
+def test_d23_a_thread_busy_in_a_callback_is_reused_not_doubled() -> None:
+    """stop() cannot wait for it, so start() must not make another beside it."""
+    steps = Steps(200)
+    monitor = MemoryMonitor(100, _read_usage=steps)
+    inside, go_on = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        inside.set()
+        assert go_on.wait(30)
+
+    monitor.add_cleanup_callback(slow)
+    monitor.start_monitoring(3600)
+    assert inside.wait(30)
+    steps.wait(2)  # the decision, and the measurement before
+    began = time.perf_counter()
+    monitor.stop_monitoring()
+    assert time.perf_counter() - began < 1  # 0.04 s and what a busy machine adds; never the callback's time
+    busy = threads()
+    monitor.start_monitoring(7200)
+    assert threads() == busy
+    monitor.stop_monitoring()
+    monitor.start_monitoring(1234)
+    go_on.set()
+    steps.wait(2 + 2)  # the measurement after and the sample; then it goes on with the next check
+    assert threads() == busy
+    assert monitor.get_statistics()["interval_seconds"] == 1234
+    monitor.stop_monitoring()
+
+
+def test_stop_works_from_inside_a_callback() -> None:
+    monitor = MemoryMonitor(100, _read_usage=Steps(200))
+    stopped = threading.Event()
+
+    def stop() -> None:
+        monitor.stop_monitoring()
+        stopped.set()
+
+    monitor.add_cleanup_callback(stop)
+    monitor.start_monitoring(3600)
+    thread = threads()
+    assert stopped.wait(30)
+    for one in thread:
+        one.join(30)
+        assert not one.is_alive()
+
+
+def test_threads_that_start_and_stop_at_once_leave_one_state(crew: Any) -> None:
+    monitor = MemoryMonitor(_read_usage=Steps())
+    barrier = threading.Barrier(4)
+
+    def toggle() -> None:
+        barrier.wait(30)
+        for _ in range(100):
+            monitor.start_monitoring(3600)
+            monitor.stop_monitoring()
+
+    for _ in range(4):
+        crew.start(toggle)
+    crew.join()
+    monitor.stop_monitoring()
+    for thread in threads():
+        thread.join(10)
+    assert not monitor.monitoring
+
+
+def test_the_thread_survives_readings_that_fail() -> None:
+    steps = Steps()
+    monitor = MemoryMonitor(100, _read_usage=steps)
+    monitor.start_monitoring(0.001)
+    steps.wait()
+    steps.failure = OSError("for a while")
+    steps.wait(5)
+    steps.failure = None
+    steps.mb = 200
+    cleaned = threading.Event()
+    monitor.add_cleanup_callback(cleaned.set)
+    assert cleaned.wait(30)
+    monitor.stop_monitoring()
+    assert monitor.get_statistics()["failed_readings"] >= 1
+
+
+def test_a_forgotten_monitor_ends_with_its_thread() -> None:
+    steps = Steps()
+    monitor = MemoryMonitor(_read_usage=steps)
+    monitor.start_monitoring(3600)
+    thread = threads()[0]
+    steps.wait(2)
+    alive = weakref.ref(monitor)
+    del monitor
+    thread.join(30)  # once it lets go of the monitor, which it holds only while it looks
+    assert not thread.is_alive()
+    assert alive() is None
+
+
+def test_with_monitors_inside_the_block() -> None:
+    with MemoryMonitor(_read_usage=Steps()) as monitor:
+        assert monitor.monitoring
+        assert "monitoring=True" in repr(monitor)
+    assert not monitor.monitoring
+    monitor.start_monitoring(1800)
+    with monitor:
+        assert monitor.get_statistics()["interval_seconds"] == 1800
+    assert not monitor.monitoring
+
+
+@pytest.mark.parametrize("interval", [3600, 0.0001])
+def test_the_interpreter_exits_while_monitoring(interval: float) -> None:
+    program = """
+import sys
+from pcmring.memory_manager import MemoryMonitor
+monitor = MemoryMonitor(1)
+monitor.add_cleanup_callback(lambda: None)
+monitor.start_monitoring(float(sys.argv[1]))
+"""
+    began = time.monotonic()
+    done = run(program, str(interval))
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
+def test_a_forked_child_has_no_thread_and_can_start_its_own() -> None:
+    """Forked from inside a cleanup: its lock is held by a thread the child does not have."""
+    program = """
+import os, threading
+from pcmring.memory_manager import MemoryMonitor
+monitor = MemoryMonitor(1)
+inside, go_on = threading.Event(), threading.Event()
+def slow():
+    inside.set()
+    go_on.wait(20)
+monitor.add_cleanup_callback(slow)
+lease = monitor.streaming()
+monitor.start_monitoring(3600)
+assert inside.wait(20)
+pid = os.fork()
+if pid == 0:
+    monitor.remove_cleanup_callback(slow)
+    assert not monitor.monitoring
+    assert monitor.get_statistics()["streams"] == 0
+    assert monitor.get_memory_usage() > 0
+    monitor.cleanup(force=True)
+    monitor.start_monitoring(3600)
+    assert monitor.monitoring
+    monitor.stop_monitoring()
+    os._exit(7)
+go_on.set()
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+assert monitor.monitoring
+monitor.stop_monitoring()
+"""
+    done = run("import warnings; warnings.simplefilter('ignore', DeprecationWarning)\n" + program)
+    assert done.returncode == 0, done.stderr
+
+
+# ---- samples ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_sample_tells_memory_by_kind() -> None:
+    monitor = MemoryMonitor(512, _read_usage=Usage(300))
+    monitor.add_source("tracked", lambda: 10 * MB)
+    monitor.add_source("tracked", lambda: np.int64(5 * MB))  # type: ignore[arg-type, return-value]
+    monitor.add_source("model", lambda: 100 * MB)
+    before = time.time()
+    sample = monitor.sample()
+    assert sample[1:] == (300 * MB, 15 * MB, 0, 100 * MB, 185 * MB, 512 * MB)
+    assert before <= sample.time <= time.time()
+    assert monitor.get_history() == [sample]
+
+
+def test_other_memory_is_never_negative() -> None:
+    monitor = MemoryMonitor(512, _read_usage=Usage(10))
+    monitor.add_source("pooled", lambda: 50 * MB)
+    assert monitor.sample().other == 0
+
+
+def test_the_history_is_bounded() -> None:
+    monitor = MemoryMonitor(512, _read_usage=Usage(10))
+    for _ in range(_monitor.HISTORY_LENGTH + 10):
+        monitor.sample()
+    assert len(monitor.get_history()) == _monitor.HISTORY_LENGTH
+    assert monitor.get_statistics()["samples"] == _monitor.HISTORY_LENGTH + 10
+
+
+def test_a_source_that_raises_counts_as_0_and_is_logged_when_it_begins(caplog: pytest.LogCaptureFixture) -> None:
+    answers = iter([1, ZeroDivisionError(), ZeroDivisionError(), 2, ZeroDivisionError()])
+
+    def source() -> int:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monitor = MemoryMonitor(512, _read_usage=Usage(10))
+    monitor.add_source("tracked", source)
+    assert [monitor.sample().tracked for _ in range(5)] == [1, 0, 0, 2, 0]
+    assert len([record for record in caplog.records if record.exc_info]) == 2
+
+
+@pytest.mark.parametrize("answer", [-1, None, 1.5, "many"])
+def test_a_source_that_returns_no_bytes_counts_as_0(answer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    monitor = MemoryMonitor(512, _read_usage=Usage(10))
+    monitor.add_source("model", lambda: answer)
+    assert [monitor.sample().model for _ in range(3)] == [0, 0, 0]
+    assert len(caplog.records) == 1
+
+
+def test_sources_are_held_as_callbacks_are_and_can_be_removed() -> None:
+    class Pool:
+        def nbytes(self) -> int:
+            return MB
+
+    pool = Pool()
+    monitor = MemoryMonitor(512, _read_usage=Usage(10))
+    monitor.add_source("pooled", pool.nbytes)
+    assert monitor.sample().pooled == MB
+    assert monitor.remove_source(pool.nbytes)
+    assert not monitor.remove_source(pool.nbytes)
+    monitor.add_source("pooled", pool.nbytes)
+    del pool
+    assert monitor.sample().pooled == 0
+    with pytest.raises(ValueError, match="'tracked', 'pooled', 'model', got 'audio'"):
+        monitor.add_source("audio", lambda: 1)
+
+
+def test_the_tracker_serves_as_callback_and_source() -> None:
+    monitor = MemoryMonitor(100, _read_usage=Usage(200))
+    tracker = AudioBufferTracker(monitor)
+    monitor.add_source("tracked", tracker.get_total_buffer_memory)
+    buffers = [np.zeros((16000, 1), dtype=np.float32) for _ in range(2)]
+    for buffer in buffers:
+        tracker.track_buffer(buffer, buffer.nbytes, on_evict=tracker.untrack_buffer)
+    assert monitor.sample().tracked == 2 * 64000
+    monitor.cleanup()
+    assert monitor.sample().tracked == 0
+    del tracker, buffer
+    gc.collect()
+    assert monitor.get_statistics()["cleanup_callbacks"] == 0
+
+
+def test_the_seeds_snippets_of_monitor_and_resources_run_verbatim() -> None:
+    program = """
+import logging
+logging.basicConfig(level="DEBUG")
+
+from audio.memory_manager import MemoryMonitor
+
+# Create monitor with 200MB threshold
+monitor = MemoryMonitor(max_memory_mb=200)
+
+# Get current memory usage
+usage = monitor.get_memory_usage()  # Returns MB
+
+# Check if memory usage is high
+if monitor.is_memory_high():
+    monitor.cleanup()
+
+# Add cleanup callback
+def my_cleanup():
+    # Custom cleanup logic
+    pass
+
+monitor.add_cleanup_callback(my_cleanup)
+
+# Start automatic monitoring
+monitor.start_monitoring(interval_seconds=30.0)
+
+from audio.memory_manager import ResourceManager
+
+resource_mgr = ResourceManager(monitor)
+
+# Add temporary file for cleanup
+resource_mgr.add_temp_file("/tmp/audio_123.wav")
+
+# Add cleanup callback
+def cleanup_audio():
+    # Clean up audio resources
+    pass
+
+resource_mgr.add_cleanup_callback(cleanup_audio)
+
+# Get resource information
+info = resource_mgr.get_resource_info()
+""".replace("/tmp/audio_123.wav", "/nonexistent/audio_123.wav").replace("audio.memory", "pcmring.memory")
+    done = run(program + "\nassert info['temp_files_count'] == 1 and info['memory_limit_mb'] == 200, info")
+    assert done.returncode == 0, done.stderr
+
+
+def test_reading_costs_less_than_a_thousandth_of_the_default_interval() -> None:
+    began = time.perf_counter()
+    for _ in range(100):
+        rss_bytes()
+    assert (time.perf_counter() - began) / 100 < MEMORY_CHECK_INTERVAL_SECONDS / 1000

@@ -1,0 +1,530 @@
+"""What the tests of PortAudio do in processes of their own. Each function's result goes back as JSON.
+
+Audio of the virtual microphone is judged here: the ramp's value at each frame (see vmic.c).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+#: Long enough for any step on a crowded machine.
+DEADLINE_S = 30.0
+
+
+#: Device buffer while the GIL is held, in seconds: shorter than the holds, so that a callback which needs the GIL
+#: loses frames; long enough for the stalls of a crowded machine, which hit any thread.
+LATENCY_S = 0.35
+
+#: What was logged as a warning or worse.
+LOG: list[str] = []
+
+
+class _Log(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        LOG.append(record.getMessage())
+
+
+def main(function: str, arguments: str) -> None:
+    logging.getLogger("pcmring").addHandler(_Log(logging.WARNING))
+    print(json.dumps(globals()[function](**json.loads(arguments))))
+
+
+def values_of(audio: np.ndarray) -> np.ndarray:
+    """The ramp's values in the first channel; int16's low bits are unwrapped."""
+    if audio.dtype == np.int16:
+        low = audio[:, 0].astype(np.int64) & 0xFFFF
+        return low + 65536 * np.concatenate(([0], np.cumsum(np.diff(low) < 0)))
+    return np.rint(audio[:, 0].astype(np.float64) * 2**23).astype(np.int64)
+
+
+def jumps(audio: np.ndarray) -> list[tuple[int, int]]:
+    """(index, frames missing before it) wherever the ramp does not go on."""
+    steps = np.diff(values_of(audio))
+    return [(int(at) + 1, int(steps[at]) - 1) for at in np.flatnonzero(steps != 1)]
+
+
+def until(condition) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.001)
+
+
+def resources() -> dict[str, int]:
+    """Threads, descriptors and mappings of this process as the system counts them."""
+    return {
+        "threads": len(os.listdir("/proc/self/task")),
+        "fds": len(os.listdir("/proc/self/fd")),
+        "mappings": Path("/proc/self/maps").read_bytes().count(b"\n"),
+    }
+
+
+def opened(**settings: Any):
+    from pcmring.devices import PortAudioSource
+
+    source = PortAudioSource(**settings)
+    source.open()
+    return source
+
+
+def ring_for(source, seconds: float = 30.0):
+    from pcmring import AudioBuffer
+
+    return AudioBuffer(int(source.samplerate * seconds), source.channels, source.dtype, samplerate=source.samplerate)
+
+
+# ---- capture ----------------------------------------------------------------------------------------------
+
+
+def capture(frames: int, device: str | None = None, **settings: Any) -> dict[str, Any]:
+    """Record so many frames and say how they look."""
+    with opened(device=device, **settings) as source, ring_for(source) as buffer:
+        before = time.monotonic_ns()
+        source.start(buffer)
+        running = source.active, source.finished
+        audio = buffer.read(frames, timeout=DEADLINE_S)
+        arrival_ns = source.last_arrival_ns
+        source.stop()
+        written = buffer.frames_written
+        counters = source.counters
+        again = buffer.write(np.zeros((1, source.channels), source.dtype))  # the producer's place is free
+        values = values_of(audio)
+        return {
+            "device": source.device.name,
+            "frames": len(audio),
+            "dtype": audio.dtype.name,
+            "samplerate": source.samplerate,
+            "channels": source.channels,
+            "first": int(values[0]),
+            "jumps": jumps(audio),
+            "channel_steps": sorted(
+                {
+                    int(s)
+                    for s in np.unique(
+                        np.diff(np.rint(audio.astype(np.float64) * (2**23 if audio.dtype.kind == "f" else 1)), axis=1)
+                    )
+                }
+            ),
+            "running": running,
+            "after": [source.active, source.finished, source.error],
+            "arrival_ok": before < arrival_ns <= time.monotonic_ns() and source.last_arrival_ns >= arrival_ns,
+            "counters": dataclasses.asdict(counters),
+            "counted": counters.frames == written and again == 1,
+            "largest_block": buffer.statistics().max_block,
+            "gaps": [gap._asdict() for gap in buffer.gaps()],
+        }
+
+
+def infile_capture(path: str, frames: int) -> dict[str, Any]:
+    audio = np.fromfile(path, np.int16)
+    found = {}
+    for dtype in ("int16", "float32"):
+        with opened(dtype=dtype, block_frames=160) as source, ring_for(source) as buffer:
+            source.start(buffer)
+            got = buffer.read(frames, timeout=DEADLINE_S)[:, 0]
+            source.stop()
+            wanted = np.resize(audio, frames)
+            found[dtype] = bool(np.array_equal(got, wanted if dtype == "int16" else wanted / np.float32(32768)))
+    return found
+
+
+def capture_while_the_gil_is_held(hold_s: float, times: int) -> dict[str, Any]:
+    """PyDLL calls keep the GIL: usleep in libc stands for a C extension that computes."""
+    import ctypes
+
+    libc = ctypes.PyDLL(None)
+    with opened(block_frames=1024, latency=LATENCY_S) as source, ring_for(source) as buffer:
+        source.start(buffer)
+        until(lambda: buffer.frames_written > 0)
+        during = []
+        for _ in range(times):
+            before = buffer.frames_written
+            libc.usleep(int(hold_s * 1e6))
+            during.append(buffer.frames_written - before)
+        source.stop()
+        audio = buffer.read(buffer.frames_written)
+        return {
+            "during": during,
+            "first": int(values_of(audio)[0]),
+            "jumps": jumps(audio),
+            "gaps": len(buffer.gaps()),
+            "overflows": source.counters.overflows,
+        }
+
+
+def capture_with_a_python_callback(hold_s: float, times: int) -> dict[str, Any]:
+    """What W4L does, under the same conditions: the measure of the test above."""
+    import ctypes
+    import queue
+
+    import sounddevice
+
+    libc = ctypes.PyDLL(None)
+    blocks: queue.Queue[np.ndarray] = queue.Queue()
+
+    def callback(data, frames, when, status) -> None:
+        blocks.put(data.copy())
+
+    with sounddevice.InputStream(
+        samplerate=16000, channels=1, dtype="float32", blocksize=1024, latency=LATENCY_S, callback=callback
+    ):
+        blocks.get(timeout=DEADLINE_S)
+        for _ in range(times):
+            libc.usleep(int(hold_s * 1e6))
+        blocks.get(timeout=DEADLINE_S)
+        until(lambda: not blocks.empty())
+    audio = np.concatenate(list(blocks.queue))
+    return {"frames": len(audio), "missing": sum(missing for _, missing in jumps(audio))}
+
+
+def overflow() -> dict[str, Any]:
+    """The device's buffer runs over once, in real time; what does the ledger say?"""
+    with opened(block_frames=256, dtype="int16") as source, ring_for(source) as buffer:
+        source.start(buffer)
+        until(lambda: source.counters.overflows > 0)
+        until(lambda: buffer.frames_written > buffer.gaps()[0].position + 2048)
+        source.stop()
+        return {
+            "jumps": jumps(buffer.read(buffer.frames_written)),
+            "gaps": [gap._asdict() for gap in buffer.gaps()],
+            "counters": dataclasses.asdict(source.counters),
+            "lost": buffer.statistics().frames_lost["device_overflow"],
+        }
+
+
+def times_of_frames() -> dict[str, Any]:
+    """Capture times against the device's true ones: frame k was captured k / rate after the first start."""
+    with opened(block_frames=256) as source, ring_for(source) as buffer:
+        before = time.monotonic()
+        source.start(buffer)
+        after = time.monotonic()
+        buffer.read(16000, timeout=DEADLINE_S)
+        source.stop()
+        start = buffer.time_of(0)
+        return {
+            "clock": start.clock,
+            "early": before - start,
+            "late": start - after,
+            "span": buffer.time_of(16000) - start,
+        }
+
+
+# ---- life -------------------------------------------------------------------------------------------------
+
+
+def cycles(count: int) -> dict[str, Any]:
+    """Start and stop again and again, with new sources and with the same; count what stays."""
+    from pcmring import AudioBuffer
+
+    source = opened(block_frames=128)
+
+    def cycle(source) -> None:
+        with AudioBuffer(16000, 1, "float32", samplerate=16000) as buffer:
+            source.start(buffer)
+            assert buffer.read(1, timeout=DEADLINE_S).shape == (1, 1)
+            source.stop()
+
+    def round_of(count: int) -> None:
+        for _ in range(count // 2):
+            cycle(source)
+            with opened(block_frames=128) as another:
+                cycle(another)
+
+    round_of(10)
+    gc.collect()
+    before = resources()
+    round_of(count)
+    gc.collect()
+    after = resources()
+    source.close()
+    return {"before": before, "after": after}
+
+
+def misuse() -> dict[str, Any]:
+    """Wrong moments and arguments, one after the other, on one source."""
+    from pcmring import AudioBuffer, BufferClosed
+
+    found = {}
+
+    def trial(name: str, call) -> None:
+        try:
+            call()
+        except (ValueError, RuntimeError, OSError) as error:
+            found[name] = f"{type(error).__name__}: {error}"
+        else:
+            found[name] = None
+
+    with opened() as source:
+        trial("channels", lambda: source.start(AudioBuffer(1000, 2, samplerate=16000)))
+        trial("samplerate", lambda: source.start(AudioBuffer(1000, 1, samplerate=8000)))
+        closed = AudioBuffer(1000, samplerate=16000)
+        closed.close()
+        trial("closed", lambda: source.start(closed))
+        assert issubclass(BufferClosed, ValueError)
+        with AudioBuffer(16000, 1, samplerate=16000) as buffer:
+            source.start(buffer)
+            trial("twice", lambda: source.start(buffer))
+            trial("writer", lambda: buffer.write(np.zeros(1)))
+            with opened() as other:
+                trial("two producers", lambda: other.start(buffer))
+            source.stop()
+            source.stop()
+            trial("again", lambda: source.start(buffer))
+            buffer.read(16000, timeout=DEADLINE_S)
+            source.close()
+            source.close()
+            trial("not open", lambda: source.samplerate)
+            trial("reopened", lambda: source.start(buffer))
+            source.stop()
+        with AudioBuffer(1000, 1, "int16") as any_rate:
+            trial("converted", lambda: source.start(any_rate))
+            any_rate.read(100, timeout=DEADLINE_S)
+    return found
+
+
+def buffer_closed_first() -> list[Any]:
+    with opened(block_frames=128) as source:
+        buffer = ring_for(source)
+        source.start(buffer)
+        buffer.read(1, timeout=DEADLINE_S)
+        buffer.close()
+        ended = source.wait(DEADLINE_S)
+        return [ended, source.active, source.finished, source.error]
+
+
+def stop_from_many_threads() -> list[Any]:
+    with opened(block_frames=128) as source, ring_for(source) as buffer:
+        source.start(buffer)
+        barrier = threading.Barrier(4)
+        after = []
+
+        def work() -> None:
+            barrier.wait()
+            source.stop()
+            after.append(buffer.frames_written)
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        buffer.write(np.zeros((1, 1), np.float32))
+        return [len(set(after)), buffer.frames_written - after[0]]
+
+
+def forgotten() -> list[str]:
+    """A source dropped while it runs says so, and PortAudio is stopped."""
+    import warnings
+
+    source = opened(block_frames=128)
+    buffer = ring_for(source)
+    source.start(buffer)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        del source
+        gc.collect()
+    buffer.write(np.zeros((1, 1), np.float32))
+    return [w.category.__name__ for w in caught]
+
+
+def exit_while_streaming() -> list[Any]:
+    """Another process that ends in the middle of a capture, without a word."""
+    program = (
+        "import children as c; source = c.opened(block_frames=128); ring = c.ring_for(source); "
+        "source.start(ring); ring.read(256, timeout=30); kept = [source, ring]"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-X", "faulthandler", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    return [done.returncode, done.stdout, done.stderr]
+
+
+def fork_while_streaming() -> dict[str, Any]:
+    """The child has the objects, but no stream; the parent goes on."""
+    with opened(block_frames=128) as source, ring_for(source) as buffer:
+        source.start(buffer)
+        buffer.read(256, timeout=DEADLINE_S)
+        # the capture's state is copied too: not in the middle of a callback
+        last = source.last_arrival_ns
+        until(lambda: source.last_arrival_ns != last)
+        read_end, write_end = os.pipe()
+        child = os.fork()
+        if child == 0:
+            facts = [source.active]
+            source.stop()
+            try:
+                source.start(buffer)
+            except RuntimeError as error:
+                facts.append(str(error))
+            os.write(write_end, json.dumps(facts).encode())
+            os._exit(0)
+        os.close(write_end)
+        with open(read_end, "rb") as answer:
+            facts = json.loads(answer.read())
+        os.waitpid(child, 0)
+        before = buffer.frames_written
+        until(lambda: buffer.frames_written > before + 1000)
+        source.stop()
+        return {"child": facts, "jumps": jumps(buffer.get_latest(buffer.frames_written))}
+
+
+def died(control: str) -> dict[str, Any]:
+    """The device fails, and comes back."""
+    from pcmring._portaudio import refresh
+    from pcmring.devices import PortAudioSource
+
+    with opened(device="mic", block_frames=128) as source, ring_for(source) as buffer:
+        source.start(buffer)
+        buffer.read(1000, timeout=DEADLINE_S)
+        found: dict[str, Any] = {"refresh": _complaint(refresh)}
+        Path(control).write_text("dead")
+        found["ended"] = source.wait(DEADLINE_S)
+        found["state"] = [source.active, source.finished, type(source.error).__name__]
+        source.stop()
+        found["stopped"] = [source.active, source.finished, str(source.error)]
+        written = buffer.frames_written
+        found["kept"] = jumps(buffer.get_latest(written))
+        found["log"] = LOG
+        source.close()
+        refresh()
+        found["gone"] = _complaint(PortAudioSource("mic").open)
+        Path(control).unlink()
+        refresh()
+        source.start(buffer)
+        found["back"] = [source.active, source.finished, source.error]
+        until(lambda: buffer.frames_written > written)
+        source.stop()
+    return found
+
+
+def stops_delivering(control: str, how: str, comes_back: bool) -> dict[str, Any]:
+    """A device that delivers nothing more while PortAudio says that all is well: only the arrivals tell."""
+    with opened(block_frames=128) as source, ring_for(source) as buffer:
+        source.start(buffer)
+        buffer.read(1000, timeout=DEADLINE_S)
+        Path(control).write_text(how)
+        until(lambda: time.monotonic_ns() - source.last_arrival_ns > 300_000_000)
+        found: dict[str, Any] = {"state": [source.active, source.finished]}
+        begin = time.monotonic()
+        source.stop()
+        found["stop_s"] = time.monotonic() - begin
+        found["kept"] = jumps(buffer.get_latest(buffer.frames_written))
+        found["log"] = LOG
+        buffer.write(np.zeros((1, 1), np.float32))
+        if not comes_back:
+            from pcmring._portaudio import refresh
+
+            found["refresh"] = _complaint(refresh)
+            return found
+        Path(control).unlink()
+        written = buffer.frames_written
+        source.start(buffer)
+        until(lambda: buffer.frames_written > written)
+        source.stop()
+        return found
+
+
+# ---- choosing ---------------------------------------------------------------------------------------------
+
+
+def choose(wanted: list[Any]) -> dict[str, Any]:
+    from pcmring.devices import AudioDeviceManager
+
+    manager = AudioDeviceManager()
+    found: dict[str, Any] = {
+        "devices": [dataclasses.asdict(device) for device in manager.get_available_devices()],
+        "current": manager.get_current_device() and manager.get_current_device().name,
+    }
+    found["chosen"] = [_chosen(manager, text) for text in wanted]
+    return found
+
+
+def _chosen(manager, text: Any) -> list[Any]:
+    try:
+        device = manager.select_device(text)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        return [type(error).__name__, str(error)]
+    return [device and device.name, manager.config.device, manager.get_current_device() == device]
+
+
+def record(device: Any, frames: int, **config: Any) -> dict[str, Any]:
+    """From the choice of a device to 16 kHz mono: the way of a manager."""
+    from pcmring import AudioBuffer
+    from pcmring.devices import AudioConfig, AudioDeviceManager, ResamplingReader
+
+    manager = AudioDeviceManager(AudioConfig(**config))
+    manager.select_device(device)
+    with manager.create_source() as source:
+        buffer = AudioBuffer(int(source.samplerate * 5), source.channels, source.dtype, samplerate=source.samplerate)
+        with buffer, ResamplingReader(buffer, manager.config.sample_rate, manager.config.channels) as reader:
+            source.start(buffer)
+            audio = reader.read(frames, timeout=DEADLINE_S)
+            source.stop()
+            return {
+                "kind": type(source).__name__,
+                "native": [source.samplerate, source.channels, source.dtype.name],
+                "shape": audio.shape,
+                "dtype": audio.dtype.name,
+                "name": source.name,
+                "largest_block": buffer.statistics().max_block,
+            }
+
+
+def missing(block: list[str], library: bool = False) -> dict[str, Any]:
+    """A machine without packages, or without PortAudio: what works, and what the errors say."""
+    import ctypes.util
+
+    if library:  # what sounddevice asks, and gets no answer
+        ctypes.util.find_library = lambda name: None
+
+    class Blocker:
+        @staticmethod
+        def find_spec(name: str, path=None, target=None):
+            if name.partition(".")[0] in block:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    sys.meta_path.insert(0, Blocker)
+    import pcmring.devices as devices
+    from pcmring import AudioBuffer
+
+    manager = devices.AudioDeviceManager()
+    found: dict[str, Any] = {"devices": [d.name for d in manager.get_available_devices()]}
+    manager.get_available_devices()
+    found["warnings"] = LOG
+    found["current"] = manager.get_current_device()
+    found["open"] = _complaint(lambda: manager.create_source().open())
+    found["select"] = _complaint(lambda: manager.select_device("USB"))
+    found["id"] = _complaint(lambda: manager.select_device(0))
+    found["file"] = _complaint(lambda: devices.FileSource("x.wav").open())
+    found["save"] = _complaint(lambda: devices.AudioConfig().save())
+    found["resample"] = _complaint(lambda: devices.ResamplingReader(AudioBuffer(100, samplerate=48000), 16000))
+    manager.select_device("tone")
+    with manager.create_source() as source, AudioBuffer(16000, samplerate=16000) as buffer:
+        source.start(buffer)
+        found["tone"] = len(buffer.read(1000, timeout=DEADLINE_S))
+        source.stop()
+    return found
+
+
+def _complaint(call) -> list[str] | None:
+    try:
+        call()
+    except (ImportError, ValueError, RuntimeError, OSError) as error:
+        return [type(error).__name__, str(error)]
+    return None
