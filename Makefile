@@ -62,7 +62,7 @@ sys.exit(not os.path.realpath(at).startswith(os.path.realpath(sys.prefix) + os.s
 endef
 
 install: ## build the sdist and install it into .venv
-	$(call install,$(VENV),release,$(PYTHON),test$(comma)dev)
+	$(call install,$(VENV),release,$(PYTHON),test$(comma)audio$(comma)dev)
 
 test: install ## all tests of the installed package (PYTEST_ARGS="-k name" for a few)
 	cd tests && $(VENV)/bin/python -m pytest $(PYTEST_ARGS)

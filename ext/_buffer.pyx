@@ -40,6 +40,7 @@ cdef extern from "pcmring/ring.h" nogil:
     uint32_t pcmring_stamps(const pcmring_ring *ring, pcmring_stamp *out, uint32_t most)
     void pcmring_clear(pcmring_ring *ring)
     void pcmring_close(pcmring_ring *ring)
+    int pcmring_is_ended(const pcmring_ring *ring)
     int pcmring_add_listener(pcmring_ring *ring, int fd)
     void pcmring_remove_listener(pcmring_ring *ring, int fd)
     int pcmring_arm(pcmring_ring *ring, uint64_t target)
@@ -74,10 +75,15 @@ cdef extern from *:
 
 cdef extern from "claim.h":
     bint pcmring_claim_take(uint32_t *claim)
+    bint pcmring_claim_take_soon(uint32_t *claim)
+    bint pcmring_claim_take_briefly(uint32_t *claim)
     void pcmring_claim_give(uint32_t *claim)
+    void pcmring_claim_fence()
     bint pcmring_pin(uint32_t *pins)
     bint pcmring_pin_mapped(uint32_t *pins)
-    bint pcmring_unpin(uint32_t *pins)
+    const uint32_t PCMRING_PINS_LAST
+    uint32_t pcmring_pins_now(uint32_t *pins)
+    bint pcmring_unpin_from(uint32_t *pins, uint32_t *now)
     void pcmring_pins_close(uint32_t *pins)
     bint pcmring_pins_closed(uint32_t *pins)
 
@@ -436,7 +442,13 @@ cdef class AudioBuffer:
         return 0
 
     cdef int unpin(self) except -1:
-        if pcmring_unpin(&self.pins):
+        cdef uint32_t now = pcmring_pins_now(&self.pins)
+        while True:
+            if now == PCMRING_PINS_LAST:  # before the memory goes: who is refused it reads this instead
+                self.final_written = pcmring_frames_written(self.ring)
+            if pcmring_unpin_from(&self.pins, &now):
+                break
+        if now == PCMRING_PINS_LAST:
             self.release_memory()
         return 0
 
@@ -447,7 +459,6 @@ cdef class AudioBuffer:
         """Give the memory back. Only whoever took the last pin off a closed buffer comes here."""
         cdef uint8_t *base = self.base
         cdef object tracker = self.tracker
-        self.final_written = pcmring_frames_written(self.ring)
         self.base = NULL
         self.tracker = None
         with nogil:
@@ -499,6 +510,8 @@ cdef class AudioBuffer:
         return self.generation != generation
 
     cdef pcmring_ring *acquire_producer(self) except NULL:
+        if self.generation != generation:  # before the claim: a thread of the parent may hold it for ever
+            raise BufferClosed("this buffer belongs to the parent process")
         if not pcmring_claim_take(&self.producer):
             raise RuntimeError("one producer at a time: a write or a capture is using this buffer")
         try:
@@ -748,13 +761,18 @@ cdef class AudioBuffer:
     cdef int await_frames(self, pcmring_reader *reader, uint64_t frames, int64_t deadline_ns,
                           uint32_t *cancel) except -1:
         """Wait until `reader` has `frames` frames (at most the capacity) to read; enum pcmring_wait."""
-        cdef uint64_t start = max(reader.position, pcmring_oldest(self.ring))
-        cdef uint64_t target = start + min(frames, self.capacity)
-        if pcmring_frames_written(self.ring) >= target:
-            return PCMRING_READY
-        if deadline_ns == 0:
-            return PCMRING_TIMED_OUT
-        return self.sleep_until(target, deadline_ns, cancel)
+        cdef uint64_t target
+        cdef int result
+        while True:
+            target = max(reader.position, pcmring_oldest(self.ring)) + min(frames, self.capacity)
+            if pcmring_frames_written(self.ring) >= target:
+                return PCMRING_READY
+            if deadline_ns == 0:
+                return PCMRING_TIMED_OUT
+            result = self.sleep_until(target, deadline_ns, cancel)
+            if result != PCMRING_READY:
+                return result
+            # look again: clear() may have taken frames away meanwhile
 
     cdef uint64_t take(self, pcmring_reader *reader, void *out, uint64_t frames, uint64_t advance,
                        uint64_t *first) noexcept:
@@ -794,7 +812,9 @@ cdef class AudioBuffer:
         cdef int64_t deadline_ns = deadline_of(timeout)
         cdef uint64_t before, first = 0, got
         cdef cnp.ndarray out
-        if not pcmring_claim_take(&self.own_busy):
+        if self.generation != generation:  # before the claim, as in acquire_producer()
+            raise BufferClosed("this buffer belongs to the parent process")
+        if not pcmring_claim_take_soon(&self.own_busy):
             raise RuntimeError("another thread is reading through this buffer; open a reader() for each")
         try:
             self.pin()
@@ -834,7 +854,9 @@ cdef class AudioBuffer:
         cdef cnp.ndarray into = check_out(self, out)
         cdef uint64_t frames = <uint64_t>cnp.PyArray_DIM(into, 0)
         cdef uint64_t before, first = 0, got
-        if not pcmring_claim_take(&self.own_busy):
+        if self.generation != generation:  # before the claim, as in acquire_producer()
+            raise BufferClosed("this buffer belongs to the parent process")
+        if not pcmring_claim_take_soon(&self.own_busy):
             raise RuntimeError("another thread is reading through this buffer; open a reader() for each")
         try:
             self.pin()
@@ -984,7 +1006,13 @@ cdef class AudioBuffer:
         try:
             written = pcmring_frames_written(self.ring)
             held = written - min(written, pcmring_oldest(self.ring))
-            return make_view(self, written - min(frames, held), written)
+            frames = min(frames, held)
+            while True:
+                try:
+                    return make_view(self, written - frames, written)
+                except FramesLost:  # it had to be copied, and was overtaken: what is newest now?
+                    written = pcmring_frames_written(self.ring)
+                    frames = min(frames, written - min(written, pcmring_oldest(self.ring)))
         finally:
             self.unpin()
 
@@ -1026,7 +1054,8 @@ cdef class AudioBuffer:
                                      f"got {position}")
             pcmring_raise_peak(self.ring, self.fill_of())  # it may be another reader's from now on
             # the buffer's own reader was guarded for want of another; unused, it must not hold up the producer
-            if self.own.guard != NULL and pcmring_claim_take(&self.own_busy):
+            if (self.own.guard != NULL and self.own.position == self.own.start
+                    and pcmring_claim_take_briefly(&self.own_busy)):
                 if self.own.position == self.own.start:
                     pcmring_guard_close(self.ring, &self.own)
                 pcmring_claim_give(&self.own_busy)
@@ -1045,7 +1074,12 @@ cdef class AudioBuffer:
     def losses(self):
         """Return the frames the buffer's own reader lost, as a list of ``(first, last)``, half open."""
         cdef object losses = self.own_losses
-        return [] if losses is None else list(losses.copy())
+        while losses is not None:
+            try:
+                return list(losses)
+            except RuntimeError:  # without the GIL: it grew meanwhile
+                pass
+        return []
 
     def gaps(self):
         """Return the frames that never reached the ring, oldest first.
@@ -1287,6 +1321,7 @@ cdef class Reader:
     cdef uint32_t is_closed   # set by any thread
     cdef uint32_t unpinned    # claim of the one who gives the pin back
     cdef AudioBuffer buffer
+    cdef uint32_t wait_ended  # like is_closed, but passing: ends Blocks._wait
     cdef uint64_t handed      # position after the newest frame handed out: windows overlap
     cdef object seen_losses   # deque of (first, last), or None while nothing was lost
     cdef uint64_t last_count
@@ -1336,6 +1371,8 @@ cdef class Reader:
         if pcmring_is_set32(&self.is_closed):  # first: who closed it keeps the claim
             raise BufferClosed("the reader is closed")
         if not pcmring_claim_take(&self.busy):
+            if pcmring_is_set32(&self.is_closed):  # closed this moment
+                raise BufferClosed("the reader is closed")
             raise RuntimeError("another thread is using this reader; open a reader() for each")
         if pcmring_is_set32(&self.is_closed):
             self.end()
@@ -1344,6 +1381,7 @@ cdef class Reader:
 
     cdef int end(self) except -1:
         pcmring_claim_give(&self.busy)
+        pcmring_claim_fence()  # partner of the one in close(): either we meet that it is closed, or it a free claim
         if pcmring_is_set32(&self.is_closed) and pcmring_claim_take(&self.busy):
             self.give_back()  # closed while we were in here; the claim is kept: nobody comes in again
         return 0
@@ -1354,6 +1392,8 @@ cdef class Reader:
         if self.buffer.generation != generation:
             return
         pcmring_set32(&self.is_closed)
+        pcmring_set32(&self.wait_ended)
+        pcmring_claim_fence()
         if pcmring_claim_take(&self.busy):
             self.give_back()
         elif pcmring_pin_mapped(&self.buffer.pins):  # somebody is in a call, and may be asleep
@@ -1417,10 +1457,15 @@ cdef class Reader:
     def losses(self):
         """Return the frames it lost, as a list of ``(first, last)``, half open; the newest 1,024 ranges."""
         cdef object losses = self.seen_losses
-        return [] if losses is None else list(losses.copy())
+        while losses is not None:
+            try:
+                return list(losses)
+            except RuntimeError:  # without the GIL: it grew meanwhile
+                pass
+        return []
 
     cdef int check_ended(self, uint64_t wanted, uint64_t got) except -1:
-        if got == 0 and wanted and pcmring_is_closed(self.buffer.ring):
+        if got == 0 and wanted and pcmring_is_ended(self.buffer.ring):
             if pcmring_available(self.buffer.ring, &self.state) == 0:
                 raise BufferClosed("the buffer is closed and read to its end")
         return 0
@@ -1565,7 +1610,7 @@ cdef class Blocks:
         cdef Reader reader = self.reader
         cdef AudioBuffer buffer = reader.buffer
         # before looking for frames: those that came before the end are then seen
-        cdef bint at_end = pcmring_is_closed(buffer.ring)
+        cdef bint at_end = pcmring_is_ended(buffer.ring)
         cdef uint64_t before, first = 0, got, frames, available
         cdef cnp.ndarray out
         while True:
@@ -1573,7 +1618,8 @@ cdef class Blocks:
             frames = self.frames
             if available < frames:
                 if not at_end:
-                    self.target = pcmring_frames_written(buffer.ring) - available + frames
+                    # not from `available`: frames may have come since it was asked
+                    self.target = max(reader.state.position, pcmring_oldest(buffer.ring)) + frames
                     return None
                 frames = available
                 if frames == 0 or pcmring_frames_written(buffer.ring) <= self.end:
@@ -1596,7 +1642,10 @@ cdef class Blocks:
         cdef object block
         if self.is_over or self.reader.closed:
             return False
-        self.reader.begin()
+        try:
+            self.reader.begin()
+        except BufferClosed:  # this moment
+            return False
         try:
             block = self.next_block()
         finally:
@@ -1614,9 +1663,21 @@ cdef class Blocks:
         if not self.reader.closed:
             self.reader.begin()
             try:
-                self.reader.buffer.await_frames(&self.reader.state, self.frames, deadline_ns, &self.reader.is_closed)
+                self.reader.buffer.await_frames(&self.reader.state, self.frames, deadline_ns, &self.reader.wait_ended)
             finally:
                 self.reader.end()
+
+    def _end_wait(self):
+        """Make `_wait` return, now or when it begins, until `_may_wait`."""
+        pcmring_set32(&self.reader.wait_ended)
+        if pcmring_pin_mapped(&self.reader.buffer.pins):
+            with nogil:
+                pcmring_wake(self.reader.buffer.ring)
+            self.reader.buffer.unpin()
+
+    def _may_wait(self):
+        if not self.reader.closed:
+            self.reader.wait_ended = 0
 
     @property
     def _buffer(self):
@@ -1633,7 +1694,10 @@ cdef class Blocks:
         if self.is_over or reader.closed:
             raise StopIteration
         deadline_ns = deadline_of(self.timeout)
-        reader.begin()
+        try:
+            reader.begin()
+        except BufferClosed:  # this moment
+            raise StopIteration from None
         try:
             while True:
                 block = self.next_block()

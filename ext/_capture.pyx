@@ -84,7 +84,7 @@ cdef class CaptureCallback:
     def __del__(self):
         if not self.closed:
             try:
-                warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self)
+                warnings.warn("a CaptureCallback was not closed", ResourceWarning, source=self)
             finally:
                 self.close()
 

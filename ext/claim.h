@@ -9,6 +9,7 @@
 #include "pcmring/ring.h"
 
 #define PCMRING_PINS_CLOSED 0x80000000u
+#define PCMRING_PINS_LAST (PCMRING_PINS_CLOSED | 1u)
 
 #ifdef Py_GIL_DISABLED
 /* acquire and release: what the last holder did is visible to the next */
@@ -17,7 +18,24 @@ static inline int pcmring_claim_take(uint32_t *claim)
     uint32_t idle = 0;
     return pcmring_cas((pcmring_a32 *)claim, &idle, 1u, acquire);
 }
+/* Held for a few instructions, for which pcmring_claim_take_soon() waits. */
+static inline int pcmring_claim_take_briefly(uint32_t *claim)
+{
+    uint32_t idle = 0;
+    return pcmring_cas((pcmring_a32 *)claim, &idle, 2u, acquire);
+}
+static inline int pcmring_claim_take_soon(uint32_t *claim)
+{
+    uint32_t now;
+    do {
+        now = 0;
+        if (pcmring_cas((pcmring_a32 *)claim, &now, 1u, acquire))
+            return 1;
+    } while (now == 2u);
+    return 0;
+}
 static inline void pcmring_claim_give(uint32_t *claim) { pcmring_store((pcmring_a32 *)claim, 0u, release); }
+static inline void pcmring_claim_fence(void) { pcmring_fence(seq_cst); }
 
 static inline int pcmring_pin(uint32_t *pins)
 {
@@ -30,16 +48,17 @@ static inline int pcmring_pin(uint32_t *pins)
 /* Also when closed, as long as somebody else's pin keeps the memory. */
 static inline int pcmring_pin_mapped(uint32_t *pins)
 {
-    uint32_t now = pcmring_load((pcmring_a32 *)pins, relaxed);
+    uint32_t now = pcmring_load((pcmring_a32 *)pins, acquire);
     while (now != PCMRING_PINS_CLOSED)
         if (pcmring_cas((pcmring_a32 *)pins, &now, now + 1, acquire))
             return 1;
     return 0;
 }
+static inline uint32_t pcmring_pins_now(uint32_t *pins) { return pcmring_load((pcmring_a32 *)pins, relaxed); }
 /* acq_rel: whoever frees comes after everything the others did */
-static inline int pcmring_unpin(uint32_t *pins)
+static inline int pcmring_unpin_from(uint32_t *pins, uint32_t *now)
 {
-    return pcmring_sub((pcmring_a32 *)pins, 1u, acq_rel) == (PCMRING_PINS_CLOSED | 1u);
+    return pcmring_cas((pcmring_a32 *)pins, now, *now - 1u, acq_rel);
 }
 static inline void pcmring_pins_close(uint32_t *pins)
 {
@@ -58,7 +77,10 @@ static inline int pcmring_claim_take(uint32_t *claim)
     *claim = 1;
     return free_before;
 }
+#define pcmring_claim_take_soon pcmring_claim_take
+#define pcmring_claim_take_briefly pcmring_claim_take
 static inline void pcmring_claim_give(uint32_t *claim) { *claim = 0; }
+static inline void pcmring_claim_fence(void) {}
 
 static inline int pcmring_pin(uint32_t *pins)
 {
@@ -74,7 +96,8 @@ static inline int pcmring_pin_mapped(uint32_t *pins)
     ++*pins;
     return 1;
 }
-static inline int pcmring_unpin(uint32_t *pins) { return --*pins == PCMRING_PINS_CLOSED; }
+static inline uint32_t pcmring_pins_now(uint32_t *pins) { return *pins; }
+static inline int pcmring_unpin_from(uint32_t *pins, uint32_t *now) { (void)now; --*pins; return 1; }
 static inline void pcmring_pins_close(uint32_t *pins) { *pins |= PCMRING_PINS_CLOSED; }
 static inline int pcmring_pins_closed(uint32_t *pins) { return (*pins & PCMRING_PINS_CLOSED) != 0; }
 #endif

@@ -445,10 +445,16 @@ code = textwrap.dedent('''
     warnings.simplefilter("ignore")
     try:
         import numpy as np
+    except Exception:  # NumPy's own refusals are many
+        np = None
+    try:
         import pcmring
     except ImportError:
-        pass
-    else:
+        np = None
+    except RuntimeError:
+        if np is not None:
+            raise
+    if np is not None:
         buffer = pcmring.AudioBuffer(20_000)
         buffer.write(np.ones(5, np.float32))
         assert buffer.read(9).sum() == 5
@@ -485,9 +491,10 @@ def test_a_second_interpreter_works_or_cannot_import(when):
 
 # ---- importing --------------------------------------------------------------------------------------
 
-#: Modules that `import pcmring` may load beyond NumPy's: eleven of its own and Cython's, the rest the standard
-#: library's small ones (dataclasses, threading). Counted, because time on a shared machine says little.
-MODULES_BEYOND_NUMPY = 20
+#: Modules that `import pcmring` may load beyond NumPy's: ten of its own and Cython's, the rest the standard library's
+#: small ones (dataclasses, threading, logging and what they need); 26 with Python 3.10 and NumPy 2.2, which loads the
+#: least itself. Counted, because time on a shared machine says little.
+MODULES_BEYOND_NUMPY = 30
 
 
 @pytest.fixture(scope="module")

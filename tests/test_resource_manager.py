@@ -484,6 +484,10 @@ def test_opening_follows_no_link_and_takes_no_other_file(manager: ResourceManage
         file.open("rb")
     with pytest.raises(ValueError, match="mode must be"):
         file.open("wb")
+    unborn = manager.add_temp_file(tmp_path / "unborn.wav", state="recording")  # nothing is known of it yet
+    os.symlink(secret, unborn.path)
+    with pytest.raises(OSError):
+        unborn.open("rb")
 
 
 def test_a_taken_name_is_never_reused(manager: ResourceManager, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -726,6 +730,27 @@ def test_of_many_starters_exactly_one_recovers_each_recording(folder: Path, prog
     assert len([name for name in os.listdir(folder) if name.endswith(".wav")]) == 5
 
 
+def test_a_recording_that_another_took_meanwhile_is_left_to_it(
+    folder: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between reading the note and taking the lock: another program recovered the file and is done with it."""
+    process = program(RECORD)
+    path = line(process)
+    killed(process)
+    lock = TempFile._lock
+
+    def late(self: TempFile, place: Any) -> bool:
+        monkeypatch.setattr(TempFile, "_lock", lock)
+        other = ResourceManager(directory=folder)
+        assert [file.path for file in other.recover()] == [path]
+        assert other.remove_temp_file(path)
+        return lock(self, place)
+
+    monkeypatch.setattr(TempFile, "_lock", late)
+    assert ResourceManager(directory=folder).recover() == []
+    assert os.listdir(folder) == [os.path.basename(path)]
+
+
 def test_empty_and_released_leftovers_are_deleted(folder: Path, program: Program) -> None:
     process = program(
         "manager.create_temp_file(); write(manager.create_temp_file(), 44)\n"
@@ -940,6 +965,7 @@ if pid == 0:
     assert manager.cleanup() == 0
     assert manager.get_temp_files() == []
     assert not manager.remove_temp_file(plain)
+    assert not file.deletable and not file.delete()
     recording.finish(); file.forget()
     own = manager.create_temp_file(state="finished"); own.release()
     assert manager.cleanup() == 1

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import weakref
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pcmring._buffer import AudioBuffer, Block, Blocks
+    from pcmring._buffer import AudioBuffer, Block, Blocks, Reader
 
 __all__ = ["next_block"]
 
@@ -21,6 +22,10 @@ __all__ = ["next_block"]
 _listeners: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.WeakKeyDictionary[AudioBuffer, _Listener]] = (
     weakref.WeakKeyDictionary()
 )
+
+
+#: ring.h wants listeners to be added and removed by one thread at a time; each loop has its own.
+_changing = threading.Lock()
 
 
 class _Listener:
@@ -38,7 +43,8 @@ class _Listener:
             os.set_blocking(self._read_fd, False)
             os.set_blocking(self._write_fd, False)
         try:
-            buffer._add_listener(self._write_fd)
+            with _changing:
+                buffer._add_listener(self._write_fd)
             loop.add_reader(self._read_fd, self._wake)
         except BaseException:
             self._close()
@@ -82,7 +88,10 @@ class _Listener:
         if running is self._loop or not self._loop.is_running():
             self._detach()
         else:
-            self._loop.call_soon_threadsafe(self._detach)
+            try:
+                self._loop.call_soon_threadsafe(self._detach)
+            except RuntimeError:  # the loop was closed this moment
+                self._detach()
 
     def _detach(self) -> None:
         self._wake_sleepers()  # the reader that left may be one of them
@@ -94,34 +103,44 @@ class _Listener:
             self._close()
 
     def _close(self) -> None:
-        self._buffer._remove_listener(self._write_fd)
+        with _changing:
+            self._buffer._remove_listener(self._write_fd)
         os.close(self._read_fd)
         if self._write_fd != self._read_fd:
             os.close(self._write_fd)
+
+
+class _Hold:
+    """A reader's hold on a listener, given back once: when the reader is closed, or forgotten."""
+
+    def __init__(self, reader: Reader, listener: _Listener) -> None:
+        self.listener = listener
+        listener.attach()
+        self.release = weakref.finalize(reader, listener.release)
+        self.release.atexit = False
 
 
 def _listener(blocks: Blocks) -> _Listener:
     """The running loop's listener on the buffer, held by the reader until it closes."""
     loop = asyncio.get_running_loop()
     reader = blocks.reader
-    listener: _Listener | None = reader._listener
-    if listener is not None and listener._loop is loop:
-        return listener
+    hold: _Hold | None = reader._listener
+    if hold is not None and hold.listener._loop is loop:
+        return hold.listener
     buffers = _listeners.setdefault(loop, weakref.WeakKeyDictionary())
     found = buffers.get(blocks._buffer)
     if found is None:
         found = buffers[blocks._buffer] = _Listener(loop, blocks._buffer)
-    found.attach()
-    if listener is not None:
-        listener.release()
-    reader._listener = found
+    reader._listener = _Hold(reader, found)
+    if hold is not None:
+        hold.release()
     return found
 
 
 async def next_block(blocks: Blocks) -> Block:
     """The next window of `blocks`; raises StopAsyncIteration at the end and TimeoutError."""
     loop = asyncio.get_running_loop()
-    deadline = None if blocks.timeout is None else loop.time() + blocks.timeout
+    deadline = None if blocks.timeout is None else loop.time() + float(blocks.timeout)
     while True:
         block = blocks._poll()
         if block is False:
@@ -134,6 +153,13 @@ async def next_block(blocks: Blocks) -> Block:
         try:
             listener = _listener(blocks)
         except NotImplementedError:  # this loop watches no descriptors
-            await loop.run_in_executor(None, blocks._wait, seconds)
+            waiting = loop.run_in_executor(None, blocks._wait, seconds)
+            try:
+                await asyncio.shield(waiting)
+            except asyncio.CancelledError:
+                blocks._end_wait()  # the thread holds the reader until it returns
+                await asyncio.wait((waiting,))
+                blocks._may_wait()
+                raise
         else:
             await listener.sleep(blocks._target, seconds)

@@ -57,6 +57,8 @@ BUFFER_CLEANUP_INTERVAL_SECONDS = 60
 REARM_SHARE = 0.9
 #: Of the cgroup's limit. At the limit itself the kernel kills, so one has to act before; the rest is not tuned.
 CGROUP_SHARE = 0.9
+#: For how long the cgroup's limit is remembered: reading it takes some 0.4 ms, reading the usage 0.01.
+CGROUP_SECONDS = 1.0
 #: Samples kept: a day at the default interval, some 0.5 MB.
 HISTORY_LENGTH = 2880
 #: Who is asked first. What costs nothing to give back comes before what may be wanted again.
@@ -119,11 +121,13 @@ class _Watch:
     def start(self, interval: float) -> bool:
         """Return whether there is a new thread; else the one there is takes the interval."""
         with self.lock:
+            self.interval = interval
             self._orders.put(interval)
             if self.thread is not None:
                 return False
-            self.thread = threading.Thread(target=self._run, name="pcmring-memory-monitor", daemon=True)
-            self.thread.start()
+            thread = threading.Thread(target=self._run, name="pcmring-memory-monitor", daemon=True)
+            thread.start()  # it waits for the lock
+            self.thread = thread  # only now: a stop, which takes no lock, may join what it sees here
             return True
 
     def end(self) -> None:
@@ -192,10 +196,16 @@ class MemoryMonitor:
     """
 
     def __init__(
-        self, max_memory_mb: float = DEFAULT_MEMORY_LIMIT_MB, *, _read_usage: Callable[[], int] = rss_bytes
+        self,
+        max_memory_mb: float = DEFAULT_MEMORY_LIMIT_MB,
+        *,
+        _read_usage: Callable[[], int] = rss_bytes,
+        _proc: str = "/proc",
     ) -> None:
         self._max_memory_mb = _positive(max_memory_mb, "max_memory_mb", "MB")
         self._read_usage = _read_usage
+        self._proc = _proc
+        self._cgroup_limit = (-math.inf, math.inf)  # when it was read (time.monotonic), bytes
         self._callbacks = Callbacks(STAGES)
         self._sources: dict[str, Callbacks] = {kind: Callbacks() for kind in KINDS}
         self._history: deque[MemorySample] = deque(maxlen=HISTORY_LENGTH)
@@ -238,9 +248,13 @@ class MemoryMonitor:
         return self._limit() / MB
 
     def _limit(self) -> int:
-        wanted = int(self._max_memory_mb * MB)
-        cgroup = cgroup_memory()
-        return wanted if cgroup is None else min(wanted, int(cgroup.limit * CGROUP_SHARE))
+        read_at, limit = self._cgroup_limit
+        now = time.monotonic()
+        if now - read_at > CGROUP_SECONDS:
+            cgroup = cgroup_memory(self._proc)
+            limit = math.inf if cgroup is None else cgroup.limit * CGROUP_SHARE
+            self._cgroup_limit = (now, limit)
+        return int(min(self._max_memory_mb * MB, limit))
 
     def _usage(self) -> int:
         try:

@@ -11,6 +11,7 @@ own for its stream. Order: a source's, then `_lock`.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
@@ -25,7 +26,17 @@ import numpy as np
 
 from pcmring._capture import CaptureCallback
 from pcmring._late import load
-from pcmring._sources import Source, SourceCounters, SourceError, check_format, count, live, log_start, positive
+from pcmring._sources import (
+    Source,
+    SourceCounters,
+    SourceError,
+    check_format,
+    count,
+    live,
+    log_start,
+    positive,
+    stop_all,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,10 +51,20 @@ logger = logging.getLogger(__name__)
 
 #: Reentrant: a forgotten source may be collected, and its stream closed, while this thread lists devices.
 _lock = threading.RLock()
+_is_registered = False
+
+#: Streams in which PortAudio hangs, with the captures whose memory they know.
+_abandoned: dict[int, tuple[Any, CaptureCallback]] = {}
 
 # PaErrorCode: the device does not do this format, but may do another.
 _INVALID_CHANNEL_COUNT, _INVALID_SAMPLE_RATE, _FORMAT_NOT_SUPPORTED = -9998, -9997, -9994
 _ANOTHER_FORMAT = (_INVALID_CHANNEL_COUNT, _INVALID_SAMPLE_RATE, _FORMAT_NOT_SUPPORTED)
+
+#: `stop` looks this often whether the last block has come: far less than a block.
+STOP_STEP_S = 0.001
+
+#: What PortAudio gets to cancel its thread; it takes a millisecond or for ever.
+ABORT_S = 1.0
 
 #: `wait` looks this often whether the stream has ended.
 WAIT_STEP_S = 0.02
@@ -65,6 +86,26 @@ class AudioDevice:
     kind: str  #: "device", "file" or "generator"
 
 
+def load_sounddevice() -> Any:
+    """sounddevice, loaded so that at the end of the interpreter our streams end before it ends PortAudio.
+
+    Functions registered with atexit run in reverse order, and closing a stream that PortAudio has freed is a crash.
+    """
+    global _is_registered
+    sounddevice = load("sounddevice")
+    with _lock:
+        if not _is_registered:
+            atexit.register(_at_exit, sounddevice)
+            _is_registered = True
+    return sounddevice
+
+
+def _at_exit(sounddevice: Any) -> None:
+    stop_all()
+    if _abandoned:  # sounddevice ends PortAudio as often as it began it, and that would wait for ever
+        sounddevice._initialized = 0
+
+
 def inputs() -> list[AudioDevice]:
     """Return the devices that can be recorded from, as PortAudio knew them when it was started.
 
@@ -73,7 +114,7 @@ def inputs() -> list[AudioDevice]:
     MissingPackage
         sounddevice or PortAudio is not installed.
     """
-    sounddevice = load("sounddevice")
+    sounddevice = load_sounddevice()
     with _lock:
         hostapis = sounddevice.query_hostapis()
         devices = sounddevice.query_devices()
@@ -110,12 +151,15 @@ def refresh() -> None:
     Raises
     ------
     RuntimeError
-        One of our sources has a stream. PortAudio would end it, and those of others in this process too.
+        One of our sources has a stream, which PortAudio would end (it does end those of others in this process);
+        or PortAudio hangs in a device that is gone.
     """
-    sounddevice = load("sounddevice")
+    sounddevice = load_sounddevice()
     with _lock:
         if any(isinstance(source, PortAudioSource) for source in list(live)):
             raise RuntimeError("devices cannot be looked for while a stream is open: stop the sources first")
+        if _abandoned:  # ending PortAudio would wait for them for ever
+            raise RuntimeError("devices cannot be looked for while PortAudio hangs in a device that is gone")
         sounddevice._terminate()
         sounddevice._initialize()
 
@@ -158,6 +202,28 @@ def _error(name: str, error: Exception) -> SourceError:
     found = SourceError(name, str(error), code)
     found.__cause__ = error
     return found
+
+
+def _abort(stream: Any, capture: CaptureCallback) -> None:
+    """End a stream whose device delivers nothing, or leave it behind.
+
+    Aborting cancels PortAudio's thread where it waits for the device. But when a device is unplugged from ALSA,
+    PortAudio 19.6 tries to restart it for ever, with cancelling switched off: then this never returns, unless the
+    device comes back. The stream is left to a thread; its capture has been stopped, and stays in memory.
+    """
+
+    def end() -> None:
+        stream.abort()
+        with _lock:
+            stream.close()
+        _abandoned.pop(id(stream), None)
+
+    _abandoned[id(stream)] = (stream, capture)
+    thread = threading.Thread(target=end, daemon=True, name="pcmring abort")
+    thread.start()
+    thread.join(ABORT_S)
+    if thread.is_alive():
+        logger.warning("PortAudio does not give up a device that is gone: its thread is left behind")
 
 
 class PortAudioSource(Source):
@@ -214,6 +280,8 @@ class PortAudioSource(Source):
         self._capture: CaptureCallback | None = None
         self._buffer: AudioBuffer | None = None
         self._start_position = 0
+        self._start_ns = 0
+        self._block_s = 0.0
         self._final: SourceCounters | None = None
         self._final_arrival_ns = 0
         self._finished = False
@@ -278,7 +346,7 @@ class PortAudioSource(Source):
     # ---- life -----------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        sounddevice = load("sounddevice")
+        sounddevice = load_sounddevice()
         with self._lock:
             if self._device is None:
                 device = self._find()
@@ -330,7 +398,7 @@ class PortAudioSource(Source):
             raise RuntimeError(f"{self.name} belongs to the parent process")
         self.open()
         check_format(self, buffer)
-        sounddevice = load("sounddevice")
+        sounddevice = load_sounddevice()
         cffi = load("cffi")
         with self._lock:
             if self._stream is not None:
@@ -370,6 +438,8 @@ class PortAudioSource(Source):
                 raise
             self._stream, self._capture, self._buffer = stream, capture, buffer
             self._start_position = start_position
+            self._start_ns = time.monotonic_ns()
+            self._block_s = self._block_frames / self._wanted_samplerate
             self._final, self._final_arrival_ns = None, 0
             self._finished, self._error = False, None
         log_start(self, buffer)
@@ -377,17 +447,30 @@ class PortAudioSource(Source):
     def _end_stream(self) -> None:
         """End stream and capture, keeping what they counted. Holds the lock.
 
-        Stopped, never aborted: PortAudio aborts by cancelling its thread, which could then die inside the
-        callback (waking an event loop is a write, a cancellation point), and `CaptureCallback.stop` would wait
-        for it for ever. For the same reason the stream is stopped before it is closed.
+        In an order that takes in the block in which the stop falls, and never lets PortAudio cancel its thread
+        while it may be in the ring, or in the system's audio library, whose locks it would take along. So: one
+        more block; then the callback refuses, and tells PortAudio that the stream is complete; then its thread
+        has ended by itself. A device that delivers nothing calls no callback: only then PortAudio's abort
+        cancels the thread, where it waits for the device.
         """
         stream, capture = self._stream, self._capture
         assert capture is not None
         self._note_end()
-        stream.stop()
+        patience_s = 0.25 + 2.0 * max(self._block_s, stream.latency)
+        is_silent = time.monotonic_ns() - max(capture.last_call_ns, self._start_ns) > patience_s * 1e9
+        deadline = time.monotonic() + (0.0 if is_silent else patience_s)
+        callbacks = capture.callbacks
+        while capture.callbacks == callbacks and self._is_running(stream) and time.monotonic() < deadline:
+            time.sleep(STOP_STEP_S)
         capture.stop()
-        with _lock:
-            stream.close()
+        while self._is_running(stream) and time.monotonic() < deadline:
+            time.sleep(STOP_STEP_S)
+        if self._is_running(stream):
+            _abort(stream, capture)
+        else:
+            stream.stop()
+            with _lock:
+                stream.close()
         self._final = self._count(capture)
         self._final_arrival_ns = capture.last_call_ns
         capture.close()

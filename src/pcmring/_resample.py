@@ -87,7 +87,8 @@ class ResamplingReader:
     start, guard, name : optional
         As for `AudioBuffer.reader`.
     quality : {"QQ", "LQ", "MQ", "HQ", "VHQ"}, optional
-        soxr's. Higher ones hold back more: at 48 to 16 kHz, HQ about 10 ms.
+        soxr's. Higher ones hold back more: from 48 to 16 kHz, measured on 10 ms blocks, LQ 11 ms on average and 20 at
+        most, HQ 21 and 37, VHQ 42 and 76.
 
     Raises
     ------

@@ -23,7 +23,7 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -81,7 +81,6 @@ class SourceCounters:
     empty: int  #: calls without audio
 
 
-@runtime_checkable
 class Source(Protocol):
     """Something that writes audio into an `AudioBuffer`, at the pace of a sound card.
 
@@ -214,10 +213,13 @@ def count(value: object, what: str, least: int = 1, most: int | None = None) -> 
 live: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
-@atexit.register
-def _stop_all() -> None:
+def stop_all() -> None:
+    """Stop what is started, at the end of the interpreter."""
     for source in list(live):
         source.stop()
+
+
+atexit.register(stop_all)
 
 
 class _Run:

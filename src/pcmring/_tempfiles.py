@@ -495,10 +495,10 @@ class TempFileStore:
     def _absolute(path: str | bytes | os.PathLike[Any]) -> str:
         """The path as a key: its folder resolved, its last name not followed."""
         text = os.fsdecode(path)
-        folder, name = os.path.split(os.path.abspath(text))
-        if not text or not name or "\0" in text:
+        folder, name = os.path.split(text)
+        if name in ("", os.curdir, os.pardir) or "\0" in text:
             raise ValueError(f"path must name a file, got {path!r}")
-        return os.path.join(os.path.realpath(folder), name)
+        return os.path.join(os.path.realpath(folder or os.curdir), name)
 
     @property
     def folder(self) -> str:

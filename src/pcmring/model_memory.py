@@ -162,17 +162,18 @@ class W4LMemoryManager:
         ModelMemoryWarning
             The machine, or the cgroup, has less memory than the model needs, or less is left now.
         """
+        self._set(model_name, stacklevel=4)
+
+    def _set(self, model_name: str, stacklevel: int) -> None:
         name = self._known(model_name)
         if name != self.model_name:
             self._resident = False
         self.model_name = name
         self._plan()
-        self._warn_if_too_large()
+        self._warn_if_too_large(stacklevel)
 
     def _plan(self) -> None:
-        name = self.model_name
-        if name is None:
-            return
+        name = self._known(self.model_name or "")
         self.model_memory_mb = self._measured.get(name, MODEL_GUESSES[name].memory_mb)
         limit = self.model_memory_mb + DEFAULT_MEMORY_LIMIT_MB
         if self.memory_monitor is None:
@@ -181,7 +182,7 @@ class W4LMemoryManager:
         else:
             self.memory_monitor.max_memory_mb = limit
 
-    def _warn_if_too_large(self) -> None:
+    def _warn_if_too_large(self, stacklevel: int) -> None:
         if self._resident:
             return  # it did fit
         try:
@@ -196,7 +197,7 @@ class W4LMemoryManager:
             message = f"{needed}; {machine.left / MB:.0f} MB are left of {machine.total / MB:.0f} MB"
         else:
             return
-        warnings.warn(message, ModelMemoryWarning, stacklevel=4)
+        warnings.warn(message, ModelMemoryWarning, stacklevel=stacklevel)
 
     @contextmanager
     def loading(self, model_name: str) -> Iterator[None]:
@@ -229,7 +230,7 @@ class W4LMemoryManager:
         the block raises.
         """
         with self._loading:
-            self.set_model(model_name)
+            self._set(model_name, stacklevel=5)  # contextlib stands between
             monitor = self.memory_monitor
             assert monitor is not None  # set_model made one
             with monitor.hold():

@@ -193,7 +193,7 @@ typedef struct pcmring_control {
     pcmring_a64 blocks;    /* calls that stored at least one frame */
     pcmring_a64 min_block, max_block; /* frames */
     pcmring_a32 side_seq;  /* odd while ledger or stamps change */
-    pcmring_a32 pad0;
+    pcmring_a32 storing;   /* policy block: a write that was let in has not yet published its frames */
     pcmring_a64 gap_count, stamp_count; /* entries ever made; the newest is at (count - 1) % slots */
 
     /* The producer's own notes. */
@@ -930,9 +930,21 @@ static inline uint64_t pcmring_write(pcmring_ring *r, const void *src, uint32_t 
     if (r->policy != PCMRING_OVERWRITE) {
         const uint64_t space = pcmring_space_(r, pcmring_load(&r->control->committed, relaxed), frames); /* our own */
         accepted = frames < space ? frames : space;
+        if (r->policy == PCMRING_BLOCK && accepted) {
+            pcmring_store(&r->control->storing, 1, relaxed);
+            /* seq_cst, partner of the one in pcmring_is_ended(): either we meet that the ring is closed, or
+             * a reader that met that meets this and waits for the frames we accept */
+            pcmring_fence(seq_cst);
+            if (pcmring_load(&r->control->closed, relaxed)) {
+                pcmring_store(&r->control->storing, 0, relaxed);
+                return 0;
+            }
+        }
     }
     if (PCMRING_LIKELY(accepted))
         *wake = pcmring_store_block_(r, src, src_format, accepted, when);
+    if (r->policy == PCMRING_BLOCK)
+        pcmring_store(&r->control->storing, 0, release); /* partner of the acquire in pcmring_is_ended() */
     if (!PCMRING_LIKELY(accepted == frames) && r->policy == PCMRING_DROP)
         pcmring_add_gap(r, frames - accepted, PCMRING_DROPPED, 1);
     return accepted;
@@ -1064,15 +1076,15 @@ static inline int pcmring_wait_space(pcmring_ring *r, int64_t deadline_ns)
         const uint32_t seq = pcmring_load(&c->space_seq, acquire); /* of the release in pcmring_wake_producer_() */
         pcmring_store(&c->producer_waits, 1, relaxed);
         pcmring_fence(seq_cst); /* partner of the one in pcmring_wake_producer_() */
-        if (pcmring_space(r))
-            break;
-        if (pcmring_load(&c->closed, acquire))
+        if (pcmring_load(&c->closed, acquire)) /* first: after the end nothing more is stored */
             result = PCMRING_CLOSED;
+        else if (pcmring_space(r))
+            break;
         else
             result = pcmring_os_wait(&c->space_seq, seq, deadline_ns, (int)c->shared);
     }
     pcmring_store(&c->producer_waits, 0, relaxed);
-    return result != PCMRING_READY && pcmring_space(r) ? PCMRING_READY : result;
+    return result != PCMRING_READY && result != PCMRING_CLOSED && pcmring_space(r) ? PCMRING_READY : result;
 }
 
 /* No more frames will come: everyone who waits is woken. Any thread, any number of times. */
@@ -1087,6 +1099,15 @@ static inline void pcmring_close(pcmring_ring *r)
 static inline int pcmring_is_closed(const pcmring_ring *r)
 {
     return pcmring_load(&r->control->closed, acquire) != 0;
+}
+
+/* Closed, and what a write under policy block was storing meanwhile has arrived. */
+static inline int pcmring_is_ended(const pcmring_ring *r)
+{
+    if (!pcmring_is_closed(r))
+        return 0;
+    pcmring_fence(seq_cst); /* partner of the one in pcmring_write() */
+    return pcmring_load(&r->control->storing, acquire) == 0;
 }
 
 /* Forget every frame stored so far. Positions go on; a reader that had not read them loses them. */
