@@ -5,7 +5,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import CapsuleType, Self, disjoint_base
 
-from pcmring._aio import _Listener
+from pcmring._aio import _Hold
 from pcmring._records import CAUSES as CAUSES
 from pcmring._records import Block as Block
 from pcmring._records import BufferStatistics as BufferStatistics
@@ -150,7 +150,7 @@ class Reader:
     def close(self) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(self, *exc_info: object) -> None: ...
-    _listener: _Listener | None
+    _listener: _Hold | None
 
 @disjoint_base
 class Blocks:
@@ -169,6 +169,8 @@ class Blocks:
     @property
     def _target(self) -> int: ...
     def _wait(self, seconds: SupportsFloat | None) -> None: ...
+    def _end_wait(self) -> None: ...
+    def _may_wait(self) -> None: ...
     @property
     def _buffer(self) -> AudioBuffer: ...
 

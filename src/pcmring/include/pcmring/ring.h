@@ -1162,6 +1162,8 @@ static inline int pcmring_guard_open(pcmring_ring *r, pcmring_reader *reader, ui
         if (position == PCMRING_NEVER) {
             reader->start = reader->position = pcmring_frames_written(r);
             pcmring_store(&guard->position, reader->position, release);
+            if (r->policy == PCMRING_BLOCK) /* it may have gone to sleep at the older position */
+                pcmring_wake_producer_(r);
         }
         return 0;
     }
