@@ -76,13 +76,9 @@ lint-ruff: install
 lint-types: install
 	$(VENV)/bin/mypy src $(wildcard tests/typing/*.py)
 
-# Names that Cython adds to a module or class by itself.
 lint-stubs: install
-	@mkdir -p build/lint
-	@printf '%s\n' '.*\.__test__' '.*\.__pyx_capi__' '.*\.__(reduce|setstate)_cython__' \
-	    > build/lint/stubtest-allowlist
 	cd tests && $(VENV)/bin/python -m mypy.stubtest pcmring --mypy-config-file ../pyproject.toml \
-	    --allowlist ../build/lint/stubtest-allowlist --ignore-unused-allowlist
+	    --allowlist typing/allowlist.txt --ignore-unused-allowlist
 
 lint-cython: install
 	@mkdir -p build/lint

@@ -77,9 +77,7 @@ class BuildExt(build_ext):
             "linetrace": kind == "coverage",
         }
         # No build_dir: coverage looks for the generated C beside its .pyx.
-        generated = cythonize(
-            self.extensions, include_path=["src"], compiler_directives=directives, force=self.force
-        )
+        generated = cythonize(self.extensions, include_path=["src"], compiler_directives=directives, force=self.force)
         sources = {translated.name: translated.sources for translated in generated}
         for extension in self.extensions:
             extension.sources = sources[extension.name]

@@ -36,7 +36,7 @@ class Crew:
         def run() -> None:
             try:
                 work(*arguments)
-            except BaseException as failure:  # noqa: BLE001: whatever it was, join() raises it
+            except BaseException as failure:  # whatever it was, join() raises it
                 self._failures.append(failure)
 
         # a daemon: one that hangs must not keep the interpreter from ending

@@ -124,7 +124,7 @@ def check_windows(found: list[tuple[int, int, int]], n: int, hop: int, written: 
 
 @pytest.mark.parametrize("gil", ["held", "released", "never taken"])
 def test_a_producer_in_another_thread_wakes_every_loop(crew, gil: str) -> None:
-    """Three loops in three threads, two readers each; blocks written with the GIL, without it, and by the C callback."""
+    """Three loops in three threads, two readers each; blocks written with the GIL, without it, by the C callback."""
     long = 66_000  # frames of float32: more than 256 KiB, copied without the GIL
     frames = {"held": 80, "released": long, "never taken": 80}[gil]
     blocks = {"held": 300, "released": 40, "never taken": 300}[gil]

@@ -23,7 +23,8 @@ STAGE_BYTES = 4096  # ring.h converts through a stage of this size
 
 def reference(frames: np.ndarray, dtype: str) -> np.ndarray:
     """`frames` as `dtype`: the definition, in float64, where every step but the last rounding is exact."""
-    values = frames.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # NumPy's word about signalling NaNs
+        values = frames.astype(np.float64)
     if frames.dtype.kind == "i":
         values = values / 2.0 ** (8 * frames.dtype.itemsize - 1)
     wanted = np.dtype(dtype)
@@ -77,8 +78,13 @@ def edges(dtype: str) -> np.ndarray:
         values += [(k + half) / 2**31 for k in large for half in (0, 0.25, 0.5, 0.75)]
         values += [1e39, -1e39, 3.4028235677973366e38, 1e-46, 1e-40]  # about the ends of float32
     values = np.array(values, dtype)
+    # NaNs with numbers in them, quiet and signalling, of both signs: their bits must not come through
+    bits = [0x7FC1_2345, 0x7F81_2345, 0xFFC5_4321] if dtype == "float32" else [
+        0x7FF8_0000_1234_5678, 0x7FF0_1234_5678_9ABC, 0xFFF8_4321_8765_4321
+    ]  # fmt: skip
+    nans = np.array(bits, f"u{values.itemsize}").view(dtype)
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.concatenate([values, np.nextafter(values, kind(np.inf)), np.nextafter(values, kind(-np.inf))])
+        return np.concatenate([values, np.nextafter(values, kind(np.inf)), np.nextafter(values, kind(-np.inf)), nans])
 
 
 def noise(n: int, channels: int, dtype: str, seed: int = 5) -> np.ndarray:
@@ -269,6 +275,23 @@ def test_what_does_not_fit_goes_on_where_it_stopped():
             got.append(buffer.read(7))
         got.append(buffer.read(99))
         same(np.concatenate(got), reference(frames, dtype))
+
+
+@pytest.mark.parametrize(("source", "dtype"), PAIRS)
+def test_a_converted_block_that_waits_for_space_is_stored_in_parts(source, dtype, crew):
+    """The rest begins at the right sample of the source, whatever a sample's size is there and here."""
+    buffer = AudioBuffer(10, 2, dtype, policy="block")
+    frames = noise(57, 2, source)
+    got = [buffer.read(0)]
+
+    def consume():
+        while sum(map(len, got)) < 57:
+            got.append(buffer.read(7, timeout=0.05))
+
+    crew.start(consume)
+    assert buffer.write(frames, timeout=30.0) == 57
+    crew.join()
+    same(np.concatenate(got), reference(frames, dtype))
 
 
 @given(st.data(), st.sampled_from(PAIRS), st.integers(1, 7), st.integers(1, 60), st.integers(0, 70))

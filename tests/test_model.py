@@ -13,8 +13,8 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from oracle import ModelBlocks, ModelReader, ModelRing, samples
 
+from oracle import ModelBlocks, ModelReader, ModelRing, samples
 from pcmring import AudioBuffer, BufferClosed, FramesLost, Gap
 from pcmring._records import CAUSES
 
@@ -155,9 +155,7 @@ class RingMachine(RuleBasedStateMachine):
     @rule(number=AMOUNT)
     def read(self, number: int) -> None:
         if not self.refused(self.buffer.read, self.amount(number)):
-            self.check_audio(
-                self.buffer.read(self.amount(number)), self.model.own.take(self.amount(number))
-            )
+            self.check_audio(self.buffer.read(self.amount(number)), self.model.own.take(self.amount(number)))
 
     @rule(number=AMOUNT)
     def read_into(self, number: int) -> None:

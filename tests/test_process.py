@@ -152,6 +152,7 @@ def test_a_forked_child_finds_everything_closed_and_the_parent_notices_nothing(c
     buffer.write(coded(500, 600))
     assert buffer.frames_written == 600
     np.testing.assert_array_equal(reader.read(1000), coded(10, 600))
+    assert len(reader.read(1, timeout=0.001)) == 0  # no more there is not the end
     np.testing.assert_array_equal(view.array, coded(400, 500))
 
 

@@ -8,6 +8,7 @@ each other; the same tests on a free-threaded Python let every call do so. The 1
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import random
 import sys
@@ -105,7 +106,7 @@ class Account:
         assert reader.start + self.delivered + reader.lost == self.position
         ranges = reader.losses()
         assert all(first < last for first, last in ranges)
-        assert all(before[1] < after[0] for before, after in zip(ranges, ranges[1:], strict=False))
+        assert all(before[1] < after[0] for before, after in itertools.pairwise(ranges))
         if len(ranges) < 1024:  # it keeps that many
             assert sum(last - first for first, last in ranges) == reader.lost
 
@@ -519,7 +520,6 @@ def test_guarded_readers_come_and_go_beside_the_producer(crew) -> None:
     buffer = new_buffer(31, "block")
     buffer.reader().close()  # the buffer's own reader is not guarded from now on
     done = threading.Event()
-    refused = [0, 0]
 
     def write() -> None:
         position = 0

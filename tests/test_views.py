@@ -367,6 +367,11 @@ def test_a_view_keeps_the_memory_and_not_the_buffer_open(capacity):
     assert (view.start, view.stop, len(view)) == (40, 50, 10)
     with pytest.raises(BufferClosed):
         buffer.latest_view(10)
+    if sys.platform == "linux" and capacity == MIRRORED:
+        where = address(view)
+        assert mapped(where)
+        del view
+        assert not mapped(where)  # though the buffer is still there
 
 
 def test_a_view_and_its_array_in_a_cycle_are_collected(capacity):

@@ -114,7 +114,9 @@ def test_a_wait_without_limit_ends_when_what_it_waits_for_is_there(crew, kind: s
 
 
 @pytest.mark.parametrize("kind", WAITS)
-@pytest.mark.parametrize("timeout", [math.inf, 1e300, 10**400, np.float32(20), Decimal("20.5"), Fraction(41, 2), 20, True])
+@pytest.mark.parametrize(
+    "timeout", [math.inf, 1e300, 10**400, np.float32(20), Decimal("20.5"), Fraction(41, 2), 20, True]
+)
 def test_timeouts_are_any_number_of_seconds(crew, kind: str, timeout: object) -> None:
     waiter = Waiter(kind, timeout)
     waiter.feed()

@@ -115,7 +115,9 @@ class Timeline:
         lines = [self._line(self._segment == segment) for segment in present]
         # the last segment that had begun by then, going by its line: single stamps are late or jitter
         first = [self._begin(segment) for segment in present]
-        begins = [seconds + (begin - frames) / rate for begin, (frames, seconds, rate) in zip(first, lines)]
+        begins = [
+            seconds + (begin - frames) / rate for begin, (frames, seconds, rate) in zip(first, lines, strict=False)
+        ]
         chosen = max(i for i in range(len(begins)) if i == 0 or begins[i] <= float(time) + 0.5 / lines[i][2])
         frames, seconds, rate = lines[chosen]
         found = self._origin + round(frames + (time - seconds) * rate)

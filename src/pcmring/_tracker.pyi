@@ -1,6 +1,8 @@
 from collections.abc import Callable
 from typing import Any, Protocol, SupportsIndex, TypedDict, TypeVar, type_check_only
 
+from typing_extensions import disjoint_base
+
 _T = TypeVar("_T")
 
 @type_check_only
@@ -14,6 +16,7 @@ class _BufferInfo(TypedDict):
     total_memory_bytes: int
     average_buffer_size_kb: float
 
+@disjoint_base
 class AudioBufferTracker:
     def __init__(self, monitor: _Monitor | None = None) -> None: ...
     def track_buffer(
