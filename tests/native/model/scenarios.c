@@ -216,6 +216,7 @@ static void put_long(void) { put(1), put(5), put(1); }
 /* ---- guards ----------------------------------------------------------------------------------------------- */
 
 static void drop_guarded(void) { make(2, 2, PCMRING_DROP), open_guard(&w->clients[0], 0), guard_frames(); }
+static void drop_guarded_loosely(void) { make(1, 1, PCMRING_DROP), open_guard(&w->clients[0], 0); }
 static void drop_unguarded(void) { make(2, 2, PCMRING_DROP); }
 static void drop_two_guards(void) { make(1, 1, PCMRING_DROP), open_guard(&w->clients[0], 0), open_guard(&w->clients[1], 0), guard_frames(); }
 static void take_all_or_nothing(void) { take_2_2(), model_check(w->clients[0].lost == 0); }
@@ -226,6 +227,13 @@ static void guard_now(void)
 {
     open_guard(&w->clients[0], PCMRING_NEVER);
     take_2_2();
+    model_check(w->clients[0].lost == 0);
+}
+
+static void guard_now_1(void)
+{
+    open_guard(&w->clients[0], PCMRING_NEVER);
+    take(&w->clients[0], 1);
     model_check(w->clients[0].lost == 0);
 }
 
@@ -250,6 +258,13 @@ static void guard_twice(void) /* the same place, for another reader */
     model_check(w->clients[1].lost == 0);
 }
 
+static void open_another(void)
+{
+    open_guard(&w->clients[1], PCMRING_NEVER);
+    take(&w->clients[1], 1), take(&w->clients[1], 1);
+    model_check(w->clients[1].lost == 0);
+}
+
 static void release_guard(void)
 {
     take(&w->clients[0], 1);
@@ -261,6 +276,7 @@ static void release_guard(void)
 
 static void wide(void) { make(4, 4, PCMRING_OVERWRITE), open_reader(&w->clients[0], 0), open_reader(&w->clients[1], 0); }
 static void follow_1(void) { follow(&w->clients[0], 1); }
+static void follow_3(void) { follow(&w->clients[0], 3); }
 static void follow_2(void) { follow(&w->clients[0], 2); }
 static void wait_for_2(void)
 {
@@ -271,6 +287,11 @@ static void wait_for_1_a_while(void)
 {
     const int result = pcmring_wait_readable(ring, 1, 1, NULL);
     model_check(result == PCMRING_READY ? take(&w->clients[0], 1) == 1 : result == PCMRING_TIMED_OUT);
+}
+static void wait_for_2_a_while(void)
+{
+    const int result = pcmring_wait_readable(ring, 2, 1, NULL);
+    model_check(result == PCMRING_TIMED_OUT);
 }
 static void close_ring(void) { pcmring_close(ring); }
 static void put_1(void) { put(1); }
@@ -313,6 +334,7 @@ static void put_patiently(uint64_t frames)
         model_check(pcmring_space(ring) > 0);
     }
 }
+static void put_3_patiently(void) { put_patiently(3); }
 static void put_1_patiently(void) { put_patiently(1); }
 static void put_2_patiently(void) { put_patiently(2); }
 static void take_1(void) { take(&w->clients[0], 1), model_check(w->clients[0].lost == 0); }
@@ -473,14 +495,20 @@ static const model_scenario scenarios[] = {
     {"guard_opened_meanwhile", drop_unguarded, PRODUCER(put_1_1_1_1), THREAD(1, "reader", guard_now)},
     {"guard_opened_on_old_frames", drop_unguarded, PRODUCER(put_1_1_1_1), THREAD(1, "reader", guard_from_the_start)},
     {"guard_place_used_again", drop_unguarded, PRODUCER(put_1_1_1_1), THREAD(1, "reader", guard_twice)},
+    {"guard_place_taken_over", drop_guarded_loosely, PRODUCER(put_1_1_1), THREAD(1, "reader", release_guard),
+     THREAD(2, "other", open_another)},
+    {"two_guards_opened_meanwhile", drop_unguarded, PRODUCER(put_1_1_1), THREAD(1, "reader", guard_now_1),
+     THREAD(2, "other", open_another)},
     {"guard_closed_meanwhile", drop_guarded, PRODUCER(put_1_1_1_1), THREAD(1, "reader", release_guard)},
     {"sleeper_is_woken", wide, PRODUCER(put_1_1), THREAD(1, "reader", follow_2), .finish = nobody_waits},
     {"two_sleepers_two_targets", wide, PRODUCER(put_1_1), THREAD(1, "near", follow_1), THREAD(2, "far", wait_for_2),
      .finish = nobody_waits},
     {"sleeper_beside_one_that_gives_up", wide, PRODUCER(put_1_1), THREAD(1, "hasty", wait_for_1_a_while),
      THREAD(2, "far", wait_for_2), .finish = nobody_waits},
+    {"far_wish_hides_no_near_one", wide, PRODUCER(put_1), THREAD(1, "near", follow_1),
+     THREAD(2, "far", wait_for_2_a_while), .finish = nobody_waits},
     {"space_by_reading", block_full, PRODUCER(put_1_patiently), THREAD(1, "reader", take_1_1), .finish = nobody_waits},
-    {"space_and_frames", block_empty, PRODUCER(put_2_patiently), THREAD(1, "reader", follow_2), .finish = nobody_waits},
+    {"space_and_frames", block_empty, PRODUCER(put_3_patiently), THREAD(1, "reader", follow_3), .finish = nobody_waits},
     {"space_by_two_readers", block_two_guards, PRODUCER(put_1_patiently), THREAD(1, "reader", take_1),
      THREAD(2, "other", take_1_second), .finish = nobody_waits},
     {"space_by_closing_the_guard", block_full, PRODUCER(put_2_patiently), THREAD(1, "reader", unguard),

@@ -991,6 +991,9 @@ static inline int pcmring_add_listener(pcmring_ring *r, int fd)
         if (pcmring_load(&r->listener_fd[i], relaxed) == 0) {
             pcmring_store(&r->listener_fd[i], (uint32_t)fd + 1, seq_cst);
             pcmring_add(&r->listeners, 1, seq_cst);
+            /* acq_rel, partner of the exchange in pcmring_wake(): either that comes later and meets us in the
+             * list, or we come later and pcmring_arm() does not trust a wish that was taken before */
+            pcmring_add(&r->control->wake_at, 0, acq_rel);
             return 0;
         }
     }
