@@ -182,11 +182,13 @@ def test_blocks_of_any_size_make_one_line():
         assert buffer.time_of(p) == pytest.approx(20 + p / RATE, abs=1e-6)
 
 
-def test_large_positions_lose_no_precision():
+@pytest.mark.parametrize("blocks", [3, 50])
+def test_large_positions_lose_no_precision(blocks):
+    """float64 counts single frames only to 2**53; at 2**60 it steps by 256."""
     first = 2**60 + 3
     buffer = AudioBuffer(RATE, samplerate=RATE, _first_position=first)
     with Device(buffer) as device:
-        for i in range(50):
+        for i in range(blocks):
             device.call(20 + i * BLOCK / RATE)
     for p in range(first, first + 8000, 77):
         assert buffer.time_of(p) == pytest.approx(20 + (p - first) / RATE, abs=1e-6)

@@ -14,6 +14,7 @@ import pcmring
 pytest.importorskip("mypy", reason="mypy is not installed")
 
 HERE = Path(__file__).parent
+CONFIG = HERE / "mypy.ini"
 PACKAGE = Path(pcmring.__file__).parent
 
 
@@ -37,13 +38,15 @@ def cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_usage_type_checks(cache: Path) -> None:
-    run("mypy", "--strict", "--config-file=", "--cache-dir", cache, HERE / "usage.py")
+    run("mypy", "--config-file", CONFIG, "--cache-dir", cache, HERE / "usage.py")
 
 
 def test_the_package_type_checks(cache: Path) -> None:
-    run("mypy", "--strict", "--config-file=", "--cache-dir", cache, "-p", "pcmring")
+    run("mypy", "--config-file", CONFIG, "--cache-dir", cache, "-p", "pcmring")
 
 
 def test_the_stubs_agree_with_the_compiled_modules() -> None:
-    """stubtest compares every name, signature and attribute; allowlist.txt has what Cython adds."""
-    run("mypy.stubtest", "pcmring", "--allowlist", HERE / "allowlist.txt")
+    """stubtest compares every name, signature and attribute; `make lint-stubs` adds the modules that have no stub."""
+    compiled = [f"pcmring.{name}" for name in ("_buffer", "_capture", "_tracker")]
+    allowlist = ("--allowlist", HERE / "allowlist.txt", "--ignore-unused-allowlist")
+    run("mypy.stubtest", *compiled, "--mypy-config-file", CONFIG, *allowlist)

@@ -216,6 +216,7 @@ static void put_long(void) { put(1), put(5), put(1); }
 /* ---- guards ----------------------------------------------------------------------------------------------- */
 
 static void drop_guarded(void) { make(2, 2, PCMRING_DROP), open_guard(&w->clients[0], 0), guard_frames(); }
+static void drop_1(void) { make(1, 1, PCMRING_DROP); }
 static void drop_guarded_loosely(void) { make(1, 1, PCMRING_DROP), open_guard(&w->clients[0], 0); }
 static void drop_unguarded(void) { make(2, 2, PCMRING_DROP); }
 static void drop_two_guards(void) { make(1, 1, PCMRING_DROP), open_guard(&w->clients[0], 0), open_guard(&w->clients[1], 0), guard_frames(); }
@@ -230,12 +231,14 @@ static void guard_now(void)
     model_check(w->clients[0].lost == 0);
 }
 
-static void guard_now_1(void)
+static void guard_now_and_take_1(client *c)
 {
-    open_guard(&w->clients[0], PCMRING_NEVER);
-    take(&w->clients[0], 1);
-    model_check(w->clients[0].lost == 0);
+    open_guard(c, PCMRING_NEVER);
+    take(c, 1);
+    model_check(c->lost == 0);
 }
+static void guard_now_1(void) { guard_now_and_take_1(&w->clients[0]); }
+static void guard_now_2(void) { guard_now_and_take_1(&w->clients[1]); }
 
 static void guard_from_the_start(void) /* older frames may be lost to the block being written */
 {
@@ -497,8 +500,8 @@ static const model_scenario scenarios[] = {
     {"guard_place_used_again", drop_unguarded, PRODUCER(put_1_1_1_1), THREAD(1, "reader", guard_twice)},
     {"guard_place_taken_over", drop_guarded_loosely, PRODUCER(put_1_1_1), THREAD(1, "reader", release_guard),
      THREAD(2, "other", open_another)},
-    {"two_guards_opened_meanwhile", drop_unguarded, PRODUCER(put_1_1_1), THREAD(1, "reader", guard_now_1),
-     THREAD(2, "other", open_another)},
+    {"two_guards_opened_meanwhile", drop_1, PRODUCER(put_1_1), THREAD(1, "reader", guard_now_1),
+     THREAD(2, "other", guard_now_2)},
     {"guard_closed_meanwhile", drop_guarded, PRODUCER(put_1_1_1_1), THREAD(1, "reader", release_guard)},
     {"sleeper_is_woken", wide, PRODUCER(put_1_1), THREAD(1, "reader", follow_2), .finish = nobody_waits},
     {"two_sleepers_two_targets", wide, PRODUCER(put_1_1), THREAD(1, "near", follow_1), THREAD(2, "far", wait_for_2),
