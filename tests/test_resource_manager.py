@@ -91,7 +91,7 @@ def line(process: subprocess.Popen[str]) -> str:
 
 def killed(process: subprocess.Popen[str]) -> None:
     process.send_signal(signal.SIGKILL)
-    process.wait(30)
+    process.wait(100)
     assert process.returncode == -signal.SIGKILL
 
 
@@ -693,7 +693,7 @@ def test_an_unreleased_recording_outlives_a_normal_exit(folder: Path, program: P
         "say(a.path)"
     )
     path = line(process)
-    assert process.wait(30) == 0
+    assert process.wait(100) == 0
     assert [name for name in os.listdir(folder) if not name.startswith(".")] == [os.path.basename(path)]
     assert [file.path for file in ResourceManager(directory=folder).recover()] == [path]
 
