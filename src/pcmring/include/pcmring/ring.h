@@ -961,7 +961,10 @@ static PCMRING_NOINLINE void pcmring_wake(pcmring_ring *r)
     /* release, partner of the acquire in pcmring_wait_readable(): the system refuses to put to sleep
      * who goes by the old number; who meets the new one meets the reason */
     pcmring_add(&c->wake_seq, 1, release);
-    if (pcmring_load(&c->sleepers, seq_cst))
+    /* seq_cst, partner of the one in pcmring_arm(): either we meet the sleeper, or the system meets the new
+     * number and refuses to put it to sleep */
+    pcmring_fence(seq_cst);
+    if (pcmring_load(&c->sleepers, relaxed))
         pcmring_os_wake(&c->wake_seq, (int)c->shared);
 #if !defined(_WIN32)
     if (pcmring_load(&r->listeners, seq_cst)) {
@@ -1027,7 +1030,7 @@ static inline int pcmring_arm(pcmring_ring *r, uint64_t target)
     /* release: who takes the wish also meets us among the sleepers or listeners */
     while (target < wish && !pcmring_cas(&c->wake_at, &wish, target, release)) {
     }
-    pcmring_fence(seq_cst); /* partner of the one in pcmring_store_block_() */
+    pcmring_fence(seq_cst); /* partner of those in pcmring_store_block_() and pcmring_wake() */
     return pcmring_frames_written(r) >= target || pcmring_load(&c->closed, acquire);
 }
 
@@ -1037,7 +1040,7 @@ static inline int pcmring_wait_readable(pcmring_ring *r, uint64_t target, int64_
 {
     pcmring_control *c = r->control;
     int result;
-    pcmring_add(&c->sleepers, 1, seq_cst);
+    pcmring_add(&c->sleepers, 1, relaxed); /* before the fence in pcmring_arm() */
     for (;;) {
         /* acquire, partner of the release in pcmring_wake(). Before the wish: a wake-up that takes the
          * wish changes the number we are about to sleep on. */
@@ -1052,7 +1055,7 @@ static inline int pcmring_wait_readable(pcmring_ring *r, uint64_t target, int64_
             break;
         }
     }
-    pcmring_sub(&c->sleepers, 1, seq_cst);
+    pcmring_sub(&c->sleepers, 1, relaxed);
     return result;
 }
 
