@@ -107,7 +107,7 @@ library = $$($${CC:-cc} -print-file-name=$(1))
 test-asan: ## the Python extension under ASan and UBSan
 	$(call install,$(VENV)-asan,asan,$(PYTHON),test)
 	cd tests && env LD_PRELOAD="$(call library,libasan.so) $(call library,libubsan.so)" PYTHONMALLOC=malloc \
-	    ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	    ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	    $(VENV)-asan/bin/python -m pytest $(SANITIZED) $(PYTEST_ARGS)
 
 # TSan's shadow memory does not fit every randomised address space.

@@ -23,6 +23,7 @@ static struct world {
     pcmring_ring ring;
     pcmring_a32 cancel, fd[2];
     uint64_t attempted, accepted; /* frames the producer has tried to write, and which the ring took */
+    uint64_t end;                 /* frames written when a reader met the end, or PCMRING_NEVER */
     struct client { /* a reader and what it must be able to account for */
         pcmring_reader reader;
         uint64_t delivered, lost;
@@ -349,6 +350,24 @@ static void wait_for_space_a_while(void)
     const int result = pcmring_wait_space(ring, 1);
     model_check(result == PCMRING_READY ? put(1) == 1 : result == PCMRING_TIMED_OUT);
 }
+static void open_ring_for_one(void) { make(2, 2, PCMRING_BLOCK), w->end = PCMRING_NEVER; }
+static void look_for_the_end(void)
+{
+    if (pcmring_is_ended(ring))
+        w->end = pcmring_frames_written(ring);
+}
+static void nothing_came_after_the_end(void)
+{
+    model_check(w->end == PCMRING_NEVER || w->end == w->accepted);
+    model_check(pcmring_frames_written(ring) == w->accepted);
+}
+static void block_unguarded(void) { make(1, 1, PCMRING_BLOCK); }
+static void guard_now_and_make_space_once(void)
+{
+    open_guard(&w->clients[0], PCMRING_NEVER);
+    if (w->clients[0].reader.position == 0)
+        follow(&w->clients[0], 1);
+}
 static void clear(void) { pcmring_clear(ring); }
 static void clear_twice(void) { clear(), clear(); }
 
@@ -516,6 +535,10 @@ static const model_scenario scenarios[] = {
      THREAD(2, "other", take_1_second), .finish = nobody_waits},
     {"space_by_closing_the_guard", block_full, PRODUCER(put_2_patiently), THREAD(1, "reader", unguard),
      .finish = nobody_waits},
+    {"space_by_opening_a_guard", block_unguarded, PRODUCER(put_2_patiently),
+     THREAD(1, "reader", guard_now_and_make_space_once), .finish = nobody_waits},
+    {"nothing_after_the_end", open_ring_for_one, PRODUCER(put_1_1), THREAD(1, "closer", close_ring),
+     THREAD(2, "reader", look_for_the_end), .finish = nothing_came_after_the_end},
     {"space_by_clearing", block_clear, PRODUCER(put_1_patiently), THREAD(1, "clearer", clear),
      .finish = nobody_waits},
     {"space_or_deadline", block_full, PRODUCER(wait_for_space_a_while), THREAD(1, "reader", take_1),
