@@ -1,0 +1,523 @@
+"""One recording: a source, the ring it writes into, and the thread that sees to it that audio keeps coming.
+
+Who owns what. A session owns its ring, its source and one thread, the watchdog. The ring is the source's own
+format and never replaced, so a reader of it reads the whole recording. It is closed when the recording is over:
+readers first get what is stored, then their waits and loops end. The audio stays readable through the session.
+
+What is guaranteed. `_source_lock` is held to open, start, stop and close the source, never while a program's
+function runs; and under it nothing is opened once the end was asked for. So after `stop` nothing records, whoever
+called it, from wherever. The watchdog is woken by `_orders`, whose `put` may be called from a finalizer.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import re
+import threading
+import time
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
+
+from pcmring._buffer import AudioBuffer
+from pcmring._config import MAX_BUFFER_SIZE_SECONDS
+from pcmring._delivery import Delivery, StreamHandlers
+from pcmring._late import MissingPackage
+from pcmring._memory import MB, MemoryUnreadable
+from pcmring._monitor import StreamLease
+from pcmring._portaudio import PortAudioSource, refresh
+from pcmring._resample import ResamplingReader
+from pcmring._sources import FileSource, Source, SourceError, check_format
+from pcmring.errors import BufferClosed, FramesLost
+from pcmring.memory_manager import DEFAULT_BUFFER_MEMORY_LIMIT_MB
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from pcmring._config import AudioConfig
+    from pcmring._monitor import MemoryMonitor
+    from pcmring._records import BufferStatistics, Gap
+    from pcmring._tracker import AudioBufferTracker
+    from pcmring.devices import AudioDeviceManager
+
+__all__ = ["CaptureSession"]
+
+logger = logging.getLogger(__name__)
+
+#: A source that brings nothing for this long, or for so many of its blocks if that is longer, is taken for gone.
+#: Longer than what schedulers, USB resets and power saving were seen to take, short enough that a speaker notices.
+SILENCE_LIMIT_S = 1.0
+SILENCE_LIMIT_BLOCKS = 10
+
+#: Pauses between attempts to reopen: the first comes at once, then each pause doubles. Not tuned; the longest is
+#: what somebody who plugs a microphone in again will wait at most.
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 5.0
+
+#: The ring always holds the longest history that may be asked for, and a second for those who read its oldest frames
+#: meanwhile: so the history may grow during a recording, and slow readers have time. Where that is more than the
+#: limit (many channels at high rates), what fits, but at least the history asked for.
+MARGIN_S = 1.0
+RING_LIMIT_BYTES = DEFAULT_BUFFER_MEMORY_LIMIT_MB * MB
+
+#: Frames per call of `on_audio_data` where the settings leave the block to the system.
+BLOCK_FRAMES = 512
+
+#: Attempts to reopen the same device before the default one is taken, where that is allowed: 0.3 s.
+DEFAULT_FROM_ATTEMPT = 3
+
+#: A watchdog that wakes up so much too late does not judge: the process had been stopped, or the machine slept.
+OVERSLEPT_S = 0.25
+
+State = Literal["new", "starting", "capturing", "recovering", "finished", "failed", "stopped"]
+
+
+def _pauses() -> Iterator[float]:
+    yield 0.0
+    pause = FIRST_PAUSE_S
+    while True:
+        yield pause
+        pause = min(2 * pause, LONGEST_PAUSE_S)
+
+
+class CaptureSession:
+    """One recording from the device that is selected when it starts.
+
+    Starts once and stops once. Everything may be called by any thread, also from the handlers.
+
+    Parameters
+    ----------
+    device_manager : AudioDeviceManager
+        Makes the source. Its settings at the start are this recording's.
+    handlers : StreamHandlers, optional
+        Told of errors and recovery.
+    buffer_tracker : AudioBufferTracker, optional
+        Told of the ring.
+    memory_monitor : MemoryMonitor, optional
+        Asked to clean up if memory is high, once a second, unless it has a thread for that.
+    allow_default_device : bool, optional
+        A lost device may be replaced by the system's default one.
+
+    Attributes
+    ----------
+    config : AudioConfig
+        The settings it works with: a copy.
+    state : str
+        "new"; "starting" until the first block came; "capturing"; "recovering" while the device is lost; then
+        "stopped", or "finished" if the source came to its end, or "failed" if it did and cannot be reopened.
+    error : Exception or None
+        The latest of the source.
+    """
+
+    def __init__(
+        self,
+        device_manager: AudioDeviceManager,
+        handlers: StreamHandlers | None = None,
+        *,
+        buffer_tracker: AudioBufferTracker | None = None,
+        memory_monitor: MemoryMonitor | None = None,
+        allow_default_device: bool = False,
+    ) -> None:
+        self._device_manager = device_manager
+        self._handlers = handlers or StreamHandlers()
+        self._buffer_tracker = buffer_tracker
+        self._memory_monitor = memory_monitor
+        self._allow_default_device = allow_default_device
+        self.config: AudioConfig = replace(device_manager.config)
+        self.state: State = "new"
+        self.error: Exception | None = None
+        self._source_lock = threading.Lock()
+        self._orders: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._is_stopping = False
+        self._is_over = False
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="pcmring watchdog")
+        self._pid = os.getpid()
+        self._source: Source | None = None
+        self._buffer: AudioBuffer | None = None
+        self._past_overflows = 0
+        self._started_ns = self._missing_since_ns = 0
+        self._start_delay_s = 0.0  # from the call of start to the time of the first frame
+        self._delivery: Delivery | None = None
+        self._lost = 0
+        self._is_losing = False
+        # of the end: a closed ring tells no more
+        self._history: Any = None
+        self._final_gaps: list[Gap] = []
+        self._final_statistics: BufferStatistics | None = None
+
+    def __repr__(self) -> str:
+        return f"<CaptureSession {self.state}{'' if self._source is None else ' of ' + self._source.name}>"
+
+    # ---- life -------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Open the device and record, from the first frame it gives.
+
+        Raises
+        ------
+        SourceError, OSError, ValueError, MissingPackage
+            It cannot be opened. Nothing is held.
+        RuntimeError
+            It was started before.
+        """
+        with self._source_lock:
+            if self.state != "new":
+                raise RuntimeError("a session records once; make another")
+            source = self._device_manager.create_source()
+            buffer = None
+            try:
+                source.open()
+                if source.channels != self.config.channels and 1 not in (source.channels, self.config.channels):
+                    raise SourceError(
+                        source.name, f"it has {source.channels} channels; {self.config.channels} cannot be made of them"
+                    )
+                buffer = self._make_ring(source)
+                self._started_ns = time.monotonic_ns()
+                source.start(buffer)
+            except BaseException:
+                source.close()
+                if buffer is not None:
+                    buffer.close()
+                self.state = "failed"
+                raise
+            self._source, self._buffer = source, buffer
+            self._name = source.name
+            self.state = "starting"
+            self._thread.start()
+
+    def _make_ring(self, source: Source) -> AudioBuffer:
+        frame_bytes = source.channels * source.dtype.itemsize
+        affordable_s = RING_LIMIT_BYTES / (frame_bytes * source.samplerate)
+        seconds = max(self.config.buffer_size_seconds + MARGIN_S, min(MAX_BUFFER_SIZE_SECONDS + MARGIN_S, affordable_s))
+        buffer = AudioBuffer(
+            round(seconds * source.samplerate),
+            source.channels,
+            source.dtype,
+            self._buffer_tracker,
+            samplerate=source.samplerate,
+            policy="drop",
+            name=source.name,
+        )
+        # Ends the guard of the buffer's own reader: without guarded readers the ring then overwrites.
+        buffer.reader().close()
+        return buffer
+
+    def stop(self) -> None:
+        """Stop recording and close the ring. When this returns nothing is captured any more. Idempotent.
+
+        Readers can read on to the end of what was captured. Does not wait for them; interrupts any other wait.
+        """
+        if self._pid != os.getpid():
+            return  # the recording is the parent's
+        self.abandon()
+        self._end("stopped")
+
+    def abandon(self) -> None:
+        """Have the watchdog stop within `SILENCE_LIMIT_S`. Takes no lock: may be called by a finalizer."""
+        self._is_stopping = True
+        self._orders.put(None)
+
+    def join(self, timeout: float) -> bool:
+        """Wait until the session's threads have ended: all is delivered. Return whether they have.
+
+        Called by a handler, which is one of these threads, it returns at once.
+        """
+        threads = [self._thread] if self._delivery is None else [self._thread, self._delivery.thread]
+        if threading.current_thread() not in threads:
+            deadline = time.monotonic() + timeout
+            for thread in threads:
+                thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in threads)
+
+    def deliver(self, start: Literal["now"] | int) -> None:
+        """Have `on_audio_data` called with what comes from `start` on; there is one delivery per session."""
+        if self._delivery is None:
+            with suppress(BufferClosed):  # the recording is over
+                reader = self.reader(start, name="on_audio_data")
+                self._delivery = Delivery(reader, self._handlers, self.config.block_frames or BLOCK_FRAMES)
+
+    def end_delivery(self) -> None:
+        """Deliver no more after the present call."""
+        if self._delivery is not None:
+            self._delivery.close()
+
+    def _end(self, state: State) -> None:
+        with self._source_lock:
+            if self._is_over:
+                return
+            self._is_over = True
+            if self._buffer is not None and self._source is not None:
+                self._source.close()
+                self._final_gaps = self._buffer.gaps()
+                self._final_statistics = self._buffer.statistics()
+                self._history = self._buffer.view(self._buffer.oldest, self._buffer.frames_written)
+                self._buffer.close()
+            self.state = state
+            self._ready.set()
+
+    # ---- facts ------------------------------------------------------------------------------------------------------
+
+    @property
+    def buffer(self) -> AudioBuffer:
+        """AudioBuffer: the ring, in the source's own format. Policy "drop", with no guarded reader at first."""
+        if self._buffer is None:
+            raise RuntimeError("the session was not started")
+        return self._buffer
+
+    @property
+    def source(self) -> Source:
+        """Source: what is recorded from; another one after a recovery."""
+        if self._source is None:
+            raise RuntimeError("the session was not started")
+        return self._source
+
+    @property
+    def is_recording(self) -> bool:
+        """bool: audio comes, or would if the device were there."""
+        return self.state in ("starting", "capturing", "recovering") and self._pid == os.getpid()
+
+    @property
+    def overflows(self) -> int:
+        """int: times the device said that it had lost frames."""
+        return self._past_overflows + (0 if self._source is None else self._source.counters.overflows)
+
+    @property
+    def undelivered(self) -> int:
+        """int: frames that `on_audio_data` lost, by being too slow."""
+        return 0 if self._delivery is None else self._delivery.reader.lost
+
+    def wait_ready(self, timeout: float | None = None) -> bool:
+        """Wait until the first block has arrived; False if the time or the recording was over before."""
+        self._ready.wait(timeout)
+        return self._buffer is not None and self._buffer.frames_written > 0
+
+    def gaps(self) -> list[Gap]:
+        """Return the ring's ledger, also when the recording is over."""
+        with suppress(BufferClosed):
+            return self.buffer.gaps()
+        return self._final_gaps
+
+    def statistics(self) -> BufferStatistics:
+        """Return the ring's counters, also when the recording is over."""
+        with suppress(BufferClosed):
+            return self.buffer.statistics()
+        assert self._final_statistics is not None
+        return self._final_statistics
+
+    # ---- reading ----------------------------------------------------------------------------------------------------
+
+    def reader(
+        self, start: Literal["now", "oldest"] | SupportsIndex = "now", *, guard: bool = False, name: str | None = None
+    ) -> ResamplingReader:
+        """Open a reader at the configured rate and channels, float32. It ends with the recording.
+
+        Parameters
+        ----------
+        start : {"now", "oldest"} or int, optional
+            A position of the ring. 0 is the first frame of the recording.
+        guard : bool, optional
+            The ring drops new frames, and counts them, rather than those this reader has not read.
+        name : str, optional
+            For people.
+
+        Raises
+        ------
+        BufferClosed
+            The recording is over.
+        """
+        config = self.config
+        return ResamplingReader(self.buffer, config.sample_rate, config.channels, start=start, guard=guard, name=name)
+
+    def latest(self, frames: int) -> tuple[int, NDArray[Any]]:
+        """Return the newest frames of the ring, as they are stored, and the position of the first.
+
+        Works when the recording is over, too.
+        """
+        with suppress(BufferClosed):
+            stop = self.buffer.frames_written
+            start = max(self.buffer.oldest, stop - frames)
+            while True:
+                with suppress(FramesLost):
+                    return start, self.buffer.read_range(start, stop)
+                start = min(stop, self.buffer.oldest)
+        view = self._history
+        start = max(view.start, view.stop - frames)
+        return start, view.array[start - view.start :].copy()
+
+    # ---- the watchdog -----------------------------------------------------------------------------------------------
+
+    @property
+    def silence_limit_s(self) -> float:
+        """float: seconds without audio after which the device is taken for gone."""
+        return max(SILENCE_LIMIT_S, SILENCE_LIMIT_BLOCKS * self.config.block_frames / self.config.sample_rate)
+
+    def _watch(self) -> None:
+        state: State = "failed"
+        try:
+            with StreamLease():
+                state = self._watch_sources()
+        finally:
+            self._end(state)
+        self._notice_losses()
+
+    def _watch_sources(self) -> State:
+        """Return how it ended."""
+        if self._await_block(0):
+            assert self._source is not None
+            brought_s = self.buffer.frames_written / self._source.samplerate
+            self._start_delay_s = max(0.0, (self._source.last_arrival_ns - self._started_ns) * 1e-9 - brought_s)
+            self.state = "capturing"
+            self._ready.set()
+        while True:
+            outcome = self._watch_source()
+            if isinstance(outcome, str):
+                return outcome
+            self.error = outcome
+            if isinstance(self._source, FileSource):  # played again it would begin anew
+                self._handlers.call("on_stream_error", outcome)
+                return "failed"
+            if not self._recover(outcome):
+                return "stopped"
+
+    def _await_block(self, position: int) -> bool:
+        """Wait until the frame at `position` has come; False if it does not in time."""
+        try:
+            with self.buffer.reader(position) as reader:
+                return len(reader.read(1, self.silence_limit_s)) > 0
+        except BufferClosed:
+            return False
+
+    def _sleep(self, seconds: float) -> bool:
+        """Sleep, and return False as soon as the end is asked for."""
+        with suppress(queue.Empty):
+            self._orders.get(timeout=seconds)
+        return not self._is_stopping
+
+    def _watch_source(self) -> State | Exception:
+        """Return when the source brings nothing more: an error, or how it ended."""
+        source = self.source
+        awake_ns = self._started_ns
+        while not self._is_stopping:
+            now_ns = time.monotonic_ns()
+            silent_s = (now_ns - max(source.last_arrival_ns, awake_ns)) * 1e-9
+            if not source.active:
+                if not source.finished:
+                    return "stopped"  # by another: at the end of the interpreter all sources are
+                return source.error or "finished"
+            if silent_s >= self.silence_limit_s:
+                return SourceError(source.name, f"no audio has come for {silent_s:.1f} s")
+            self._notice_losses()
+            self._watch_memory()
+            pause_s = self.silence_limit_s - silent_s
+            if isinstance(source, PortAudioSource):  # its `wait` has to poll
+                self._sleep(pause_s)
+            else:
+                source.wait(pause_s)
+            slept_to_ns = time.monotonic_ns()
+            if (slept_to_ns - now_ns) * 1e-9 > pause_s + OVERSLEPT_S:
+                awake_ns = slept_to_ns  # the process stood still: audio may only now begin to come
+        return "stopped"
+
+    def _recover(self, error: Exception) -> bool:
+        """Reopen until audio comes again; False if the end is asked for before."""
+        self.state = "recovering"
+        self._missing_since_ns = max(self.source.last_arrival_ns, self._started_ns)
+        logger.warning("%s is lost: %s", self._name, error)
+        self._handlers.call("on_stream_error", error)
+        for attempt, pause_s in enumerate(_pauses()):
+            if not self._sleep(pause_s):
+                break
+            position = self.buffer.frames_written
+            try:
+                is_open = self._reopen(attempt)
+            except (OSError, RuntimeError, ValueError, MissingPackage) as failure:
+                logger.debug("attempt %d to reopen %s: %s", attempt + 1, self._name, failure)
+                continue
+            if is_open and self._await_block(position):
+                self.state = "capturing"
+                self._ready.set()
+                logger.warning("%s records again", self.source.name)
+                self._handlers.call("on_stream_recovered")
+                return True
+        return False
+
+    def _reopen(self, attempt: int) -> bool:
+        """Start a source into the ring; False if the end was asked for."""
+        with self._source_lock:
+            if self._is_stopping:
+                return False
+            overflows = self.source.counters.overflows
+            self.source.close()
+            if attempt and isinstance(self._source, PortAudioSource):
+                with suppress(RuntimeError):  # other streams, or a hanging one: known devices must do
+                    refresh()
+            source = self._open_successor(attempt)
+            now_ns = time.monotonic_ns()
+            missing_s = (now_ns - self._missing_since_ns) * 1e-9 + self._start_delay_s
+            self.buffer.mark_gap(round(missing_s * source.samplerate), "reopened", exact=False)
+            self._missing_since_ns = self._started_ns = now_ns
+            try:
+                source.start(self.buffer)
+            except BaseException:
+                source.close()
+                raise
+            self._source = source
+            self._past_overflows += overflows
+            return True
+
+    def _open_successor(self, attempt: int) -> Source:
+        """Open the same device: by its name, for ids change; else the default one where that is allowed."""
+        old = self.source
+        if not isinstance(old, PortAudioSource):
+            old.open()
+            return old
+        samplerate = float(self.buffer.samplerate or 0)
+        names: list[str | None] = [self._name, re.sub(r"\s*\(hw:\d+,\d+\)$", "", self._name)]
+        if self._allow_default_device and attempt >= DEFAULT_FROM_ATTEMPT:
+            names.append(None)
+        failure: Exception | None = None
+        for name in dict.fromkeys(names):
+            source = PortAudioSource(
+                name,
+                samplerate=samplerate,
+                channels=self.buffer.channels,
+                dtype=self.buffer.dtype.name,
+                block_frames=round(
+                    self.config.block_frames * (self.buffer.samplerate or 0.0) / self.config.sample_rate
+                ),
+                latency=self.config.latency,
+            )
+            try:
+                source.open()
+                check_format(source, self.buffer)
+            except (OSError, ValueError) as error:
+                source.close()
+                failure = failure or error
+            else:
+                return source
+        assert failure is not None
+        raise failure
+
+    def _notice_losses(self) -> None:
+        lost = self.statistics().frames_lost["dropped"] + self.undelivered
+        if lost > self._lost and not self._is_losing:
+            self._handlers.call("on_buffer_full")
+        self._is_losing = lost > self._lost
+        self._lost = lost
+
+    def _watch_memory(self) -> None:
+        monitor = self._memory_monitor
+        if monitor is None or monitor.monitoring:
+            return
+        try:
+            monitor.cleanup()
+        except MemoryUnreadable:
+            pass  # the monitor has logged it; the next reading may work
+        except ModuleNotFoundError as missing:
+            logger.warning("memory is not watched: %s", missing)
+            self._memory_monitor = None
