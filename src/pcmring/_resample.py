@@ -150,6 +150,22 @@ class ResamplingReader:
         """End the reader: a wait in it wakes at once. Idempotent; any thread."""
         self._reader.close()
 
+    def finish(self) -> None:
+        """Take nothing more from the ring: what the resampler holds can be read, then reads end as at a closed buffer.
+
+        In the thread that reads.
+        """
+        if self._is_plain:
+            self._reader.close()  # nothing is held
+            return
+        self._begin()
+        try:
+            if not self._is_over:
+                self._run_out()
+                self._is_over = True
+        finally:
+            self._busy.release()
+
     def __enter__(self) -> Self:
         return self
 

@@ -1,0 +1,499 @@
+"""Recordings: sound files that get what a ring holds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import wave
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pcmring import AudioBuffer
+from pcmring._recording import _WAV_SAMPLES, Recording, RecordingError, _wav_header, repair
+from pcmring.devices import GeneratorSource
+from virtual_mic import need
+
+need("soundfile")
+import soundfile  # noqa: E402
+
+DEADLINE_S = 30.0
+RATE = 16000
+FORMATS = [("WAV", "PCM_16"), ("WAV", "PCM_24"), ("WAV", "FLOAT"), ("FLAC", "PCM_16"), ("FLAC", "PCM_24")]
+each_format = pytest.mark.parametrize(("format", "subtype"), FORMATS)
+
+
+def noise(frames: int, channels: int = 1, seed: int = 0) -> np.ndarray:
+    """Of all values that 16 bits have."""
+    return np.random.default_rng(seed).integers(-(2**15), 2**15, (frames, channels)).astype(np.int16)
+
+
+def ring(seconds: float = 10.0, channels: int = 1, dtype: str = "int16", samplerate: int = RATE) -> AudioBuffer:
+    return AudioBuffer(int(seconds * samplerate), channels, dtype, samplerate=samplerate, policy="drop")
+
+
+def recorded(path: Path) -> np.ndarray:
+    """The file's frames as the int16 they were made of, which every format here holds exactly."""
+    audio, _ = soundfile.read(path, dtype="float64", always_2d=True)
+    assert np.array_equal(audio * 2**15, np.rint(audio * 2**15))
+    return (audio * 2**15).astype(np.int16)
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.002)
+
+
+@contextlib.contextmanager
+def recording(buffer: AudioBuffer, path: Path, **settings) -> Iterator[Recording]:
+    running = Recording(buffer, path, **settings)
+    try:
+        yield running
+    finally:
+        assert running.stop(DEADLINE_S)
+
+
+# ---- what is in the file --------------------------------------------------------------------------------
+
+
+@each_format
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_the_file_holds_what_the_ring_held_bit_for_bit(tmp_path, format, subtype, dtype, channels):
+    audio = noise(20_011, channels)
+    path = tmp_path / "audio"
+    with ring(channels=channels, dtype=dtype) as buffer:
+        with recording(buffer, path, format=format, subtype=subtype) as running:
+            for block in np.array_split(audio, 37):
+                buffer.write(block)
+        assert (running.error, running.frames, running.active, running.gaps()) == (None, len(audio), False, [])
+    about = soundfile.info(path)
+    assert (about.frames, about.samplerate, about.channels) == (len(audio), RATE, channels)
+    assert (about.format, about.subtype) == (format, subtype)
+    np.testing.assert_array_equal(recorded(path), audio)
+
+
+def test_a_wav_is_one_that_pythons_wave_reads(tmp_path):
+    audio = noise(1001)
+    with ring() as buffer, recording(buffer, tmp_path / "a.wav"):
+        buffer.write(audio)
+    with wave.open(str(tmp_path / "a.wav")) as file:
+        assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, RATE)
+        assert file.readframes(2000) == audio.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("format", "subtype", "bits"), [("WAV", "PCM_16", 16), ("WAV", "PCM_24", 24), ("FLAC", "PCM_16", 16)]
+)
+def test_d3_d4_floats_become_integers_of_the_right_scale_and_saturate(tmp_path, format, subtype, bits):
+    full = 2 ** (bits - 1)
+    values = [0.0, 0.5, -0.5, 1.0, 1.2, 2.0, 1e30, np.inf, -1.0, -1.2, -1e30, -np.inf, np.nan, 1.4 / full, 1.6 / full]
+    wanted = [0, full // 2, -full // 2, *[full - 1] * 5, *[-full] * 4, 0, 1, 2]
+    with ring(dtype="float32") as buffer, recording(buffer, tmp_path / "a", format=format, subtype=subtype):
+        buffer.write(np.array(values, np.float32))
+    got, _ = soundfile.read(tmp_path / "a", dtype="int32")
+    assert (got >> (32 - bits)).tolist() == wanted
+
+
+def test_float_files_keep_what_is_louder_than_full_scale(tmp_path):
+    values = np.array([[1.5], [-3.0], [1e-20]], np.float32)
+    with ring(dtype="float32") as buffer, recording(buffer, tmp_path / "a", subtype="FLOAT"):
+        buffer.write(values)
+    np.testing.assert_array_equal(soundfile.read(tmp_path / "a", dtype="float32", always_2d=True)[0], values)
+
+
+def test_another_rate_and_a_down_mix_lose_not_even_what_the_resampler_holds_back(tmp_path):
+    need("soxr")
+    import soxr
+
+    audio = np.random.default_rng(3).uniform(-0.9, 0.9, (48_000, 2)).astype(np.float32)
+    path = tmp_path / "a.wav"
+    settings = {"samplerate": RATE, "channels": 1, "subtype": "FLOAT"}
+    with ring(channels=2, dtype="float32", samplerate=48_000) as buffer, recording(buffer, path, **settings):
+        for block in np.array_split(audio, 50):
+            buffer.write(block)
+    wanted = soxr.resample(audio.mean(axis=1, dtype=np.float32), 48_000, RATE, quality="HQ")
+    got, rate = soundfile.read(path, dtype="float32")
+    assert rate == RATE
+    np.testing.assert_array_equal(got, wanted)
+
+
+def test_a_recording_begins_where_it_is_told_and_ends_with_the_buffer(tmp_path):
+    audio = noise(3000)
+    buffer = ring()
+    buffer.write(audio)
+    late = Recording(buffer, tmp_path / "late.wav", start=1234)
+    whole = Recording(buffer, tmp_path / "whole.wav", start="oldest")
+    buffer.close()
+    until(lambda: not late.active and not whole.active)
+    assert late.stop() is True
+    np.testing.assert_array_equal(recorded(tmp_path / "late.wav"), audio[1234:])
+    np.testing.assert_array_equal(recorded(tmp_path / "whole.wav"), audio)
+
+
+def test_what_comes_after_stop_is_not_in_the_file(tmp_path):
+    with ring(60.0) as buffer, GeneratorSource("noise", dtype="int16", speed=50) as source:
+        running = Recording(buffer, tmp_path / "a.wav")
+        source.start(buffer)
+        until(lambda: buffer.frames_written > 20_000)
+        before = buffer.frames_written
+        stopping = threading.Thread(target=running.stop)
+        stopping.start()
+        until(lambda: running._stopping.is_set())
+        after = buffer.frames_written
+        stopping.join(DEADLINE_S)
+        source.stop()
+        assert before <= running.frames <= after
+        np.testing.assert_array_equal(recorded(tmp_path / "a.wav"), buffer.read_range(0, running.frames))
+
+
+@pytest.mark.parametrize("samplerate", [RATE, 8000])
+def test_gaps_are_left_out_and_reported_by_their_place_in_the_file(tmp_path, samplerate):
+    need("soxr")
+    with ring() as buffer:
+        buffer.write(noise(100))
+        with recording(buffer, tmp_path / "a.wav", samplerate=samplerate) as running:
+            buffer.write(noise(1000))
+            buffer.mark_gap(480, "device_overflow", False)
+            buffer.write(noise(1000))
+    scale = RATE // samplerate
+    assert running.frames == 2000 // scale
+    assert running.gaps() == [(1000 // scale, 480 // scale, "device_overflow", False)]
+
+
+# ---- the file at any moment -----------------------------------------------------------------------------
+
+
+@each_format
+def test_a_running_recording_can_be_read_up_to_its_last_flush(tmp_path, format, subtype):
+    audio = noise(3 * RATE)
+    with ring() as buffer, recording(buffer, tmp_path / "a", format=format, subtype=subtype) as running:
+        buffer.write(audio)
+        until(lambda: running.frames > 2 * RATE)
+        shutil.copy(tmp_path / "a", tmp_path / "copy")
+        got = recorded(tmp_path / "copy")
+        assert len(got) > 2 * RATE
+        np.testing.assert_array_equal(got, audio[: len(got)])
+
+
+@pytest.mark.parametrize("subtype", list(_WAV_SAMPLES))
+def test_repair_makes_a_header_tell_of_every_whole_frame(tmp_path, subtype):
+    audio = noise(1003, 2)
+    path = tmp_path / "a.wav"
+    with ring(channels=2) as buffer, recording(buffer, path, subtype=subtype):
+        buffer.write(audio)
+    frame_bytes = 2 * _WAV_SAMPLES[subtype][1] // 8
+    whole = path.read_bytes()
+    header = _wav_header(RATE, 2, subtype, 10)  # as the last flush may have left it
+    path.write_bytes(header + whole[len(header) : len(header) + 1001 * frame_bytes + frame_bytes // 2])
+    np.testing.assert_array_equal(recorded(path), audio[:10])
+    repair(path)
+    np.testing.assert_array_equal(recorded(path), audio[:1001])
+    before = path.read_bytes()
+    repair(path)
+    assert path.read_bytes() == before
+
+
+def test_repair_leaves_other_files_alone(tmp_path):
+    for name, content in {"empty": b"", "text": b"text" * 100, "cut": _wav_header(RATE, 1, "PCM_16", 5)[:79]}.items():
+        (tmp_path / name).write_bytes(content)
+        repair(tmp_path / name)
+        assert (tmp_path / name).read_bytes() == content
+    soundfile.write(tmp_path / "b.wav", noise(100), RATE, "PCM_16")
+    before = (tmp_path / "b.wav").read_bytes()
+    repair(tmp_path / "b.wav")
+    assert (tmp_path / "b.wav").read_bytes() == before
+
+
+def test_a_wav_that_grows_past_4_gib_becomes_rf64_in_place(tmp_path):
+    path = tmp_path / "a.wav"
+    first, last = noise(100), noise(100, seed=1)
+    frames = (2**32 - 1 - 72) // 2
+    path.write_bytes(_wav_header(RATE, 1, "PCM_16", 100) + first.tobytes())
+    for extra, wanted in ((0, "WAV"), (100, "RF64")):
+        try:
+            os.truncate(path, 80 + 2 * (frames + extra))  # a hole: it takes no place on the disk
+        except OSError as error:
+            pytest.skip(f"no file of 4 GiB here: {error}")
+        with path.open("r+b") as file:
+            file.seek(-len(last) * 2, os.SEEK_END)
+            file.write(last.tobytes())
+        repair(path)
+        with soundfile.SoundFile(path) as file:
+            assert (file.format, file.frames) == (wanted, frames + extra)
+            np.testing.assert_array_equal(file.read(100, dtype="int16"), first[:, 0])
+            file.seek(frames + extra - 100)
+            np.testing.assert_array_equal(file.read(dtype="int16"), last[:, 0])
+
+
+def test_a_program_that_ends_without_stop_leaves_a_whole_file(tmp_path):
+    program = """
+import sys, numpy as np
+from pcmring import AudioBuffer
+from pcmring._recording import Recording
+buffer = AudioBuffer(50_000, 1, "int16", samplerate=16000, policy="drop")
+recording = Recording(buffer, sys.argv[1])
+buffer.write(np.arange(-15_000, 15_000).astype(np.int16))
+"""
+    child(program, tmp_path / "a.wav")
+    np.testing.assert_array_equal(recorded(tmp_path / "a.wav")[:, 0], np.arange(-15_000, 15_000))
+
+
+# ---- the disk ---------------------------------------------------------------------------------------------
+
+
+def child(program: str, *arguments: object) -> str:
+    """Run `program` in a process of its own, and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def fill(folder: Path, format: str, subtype: str) -> tuple[RecordingError, np.ndarray]:
+    """Record into `folder` until that fails; the error, and what was fed."""
+    audio = noise(4 * RATE)
+    errors: list[RecordingError] = []
+    with ring() as buffer:
+        running = Recording(buffer, folder / "a", format=format, subtype=subtype, on_error=errors.append)
+        buffer.write(audio)
+        until(lambda: errors)
+        assert errors == [running.error]
+        assert not running.active
+        assert running.stop() is True
+        # the ring is not guarded any more: it goes on, and keeps the newest
+        buffer.write(noise(buffer.capacity, seed=1))
+        np.testing.assert_array_equal(buffer.get_latest(buffer.capacity), noise(buffer.capacity, seed=1))
+    return errors[0], audio
+
+
+def check_what_is_safe(error: RecordingError, audio: np.ndarray, least_bytes: int) -> None:
+    path = Path(error.path)
+    got = recorded(path)
+    assert len(got) == error.frames < len(audio)
+    assert path.stat().st_size >= least_bytes, "what fitted was kept"
+    np.testing.assert_array_equal(got, audio[: len(got)])
+    assert f"{error.frames} frames ({error.frames / RATE:.3f} s) are safe" in str(error)
+    assert repr(str(path)) in str(error)
+    copy = pickle.loads(pickle.dumps(error))
+    assert (str(copy), copy.errno, copy.frames) == (str(error), error.errno, error.frames)
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "pcmring-test", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("this process may not mount a file system")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@each_format
+def test_a_full_disk_ends_the_recording_once_and_keeps_what_fitted(small_disk, format, subtype):
+    error, audio = fill(small_disk, format, subtype)
+    assert (error.errno, error.reason) == (28, "No space left on device")
+    check_what_is_safe(error, audio, least_bytes=40_000)
+
+
+@pytest.mark.parametrize(("format", "subtype"), [("WAV", "PCM_24"), ("FLAC", "PCM_16")])
+def test_a_file_that_may_not_grow_ends_the_recording_once_and_keeps_what_fitted(tmp_path, format, subtype):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))  # Python ignores SIGXFSZ
+    try:
+        error, audio = fill(tmp_path, format, subtype)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error.reason == "File too large"
+    check_what_is_safe(error, audio, least_bytes=35_000)
+
+
+def test_a_disk_without_room_for_a_header_refuses_the_recording(small_disk):
+    (small_disk / "b").write_bytes(b"")
+    with contextlib.suppress(OSError):
+        (small_disk / "full").write_bytes(bytes(100_000))
+    with ring() as buffer:
+        for name in "ab":
+            with pytest.raises(RecordingError, match="0 frames") as failure:
+                Recording(buffer, small_disk / name)
+            assert failure.value.errno == 28
+    assert sorted(os.listdir(small_disk)) == ["b", "full"]
+    assert (small_disk / "b").stat().st_size == 0
+
+
+def test_a_read_only_folder_refuses_the_recording(small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with ring() as buffer, pytest.raises(RecordingError, match="Read-only file system") as failure:
+        Recording(buffer, small_disk / "a")
+    assert failure.value.errno == 30
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+
+
+def test_a_missing_folder_refuses_the_recording_and_leaves_no_reader(tmp_path):
+    with ring(1.0) as buffer:
+        with pytest.raises(RecordingError, match="No such file or directory") as failure:
+            Recording(buffer, tmp_path / "missing" / "a.wav")
+        assert isinstance(failure.value.__cause__, FileNotFoundError)
+        buffer.write(noise(buffer.capacity))
+        assert buffer.write(noise(100)) == 100, "no guard was left"
+
+
+def test_a_file_with_something_in_it_is_refused_and_untouched(tmp_path):
+    (tmp_path / "a.wav").write_bytes(b"mine")
+    with ring() as buffer, pytest.raises(FileExistsError):
+        Recording(buffer, tmp_path / "a.wav")
+    assert (tmp_path / "a.wav").read_bytes() == b"mine"
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="finds the recording's descriptor in /proc")
+def test_a_stalled_disk_never_reaches_the_capture(tmp_path):
+    """The disk is a full pipe for a while: a write into it sleeps in the kernel, as one to a disk that hangs."""
+    path = tmp_path / "a.wav"
+    with ring(2.0) as buffer, GeneratorSource("noise", dtype="int16", speed=20) as source:
+        running = Recording(buffer, path)
+        fd = next(int(f) for f in os.listdir("/proc/self/fd") if os.path.realpath(f"/proc/self/fd/{f}") == str(path))
+        file = os.dup(fd)
+        taker, giver = os.pipe()
+        os.set_blocking(giver, False)
+        filling = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                filling += os.write(giver, bytes(4096))
+        os.set_blocking(giver, True)
+        os.dup2(giver, fd)
+        source.start(buffer)
+        # 3 s are captured though nothing can be written; what exceeds the ring is dropped and in the ledger
+        until(lambda: buffer.frames_written >= buffer.capacity and buffer.statistics().frames_lost["dropped"] > RATE)
+        assert running.active
+        assert running.stop(0.0) is False, "stop can be told not to wait"
+        source.stop()
+        os.dup2(file, fd)  # the disk is back
+        os.set_blocking(taker, False)
+        into_the_pipe = bytearray()
+        while running.active:
+            with contextlib.suppress(BlockingIOError):
+                into_the_pipe += os.read(taker, 1 << 20)
+        for descriptor in (file, taker, giver):
+            os.close(descriptor)
+        assert running.error is None
+        written = bytes(into_the_pipe[filling:]) + path.read_bytes()[80:]  # a stalled write sleeps in its midst
+        assert len(written) == 2 * buffer.frames_written
+        kept = buffer.read_range(buffer.oldest, buffer.frames_written).tobytes()
+        assert written.endswith(kept)
+
+
+# ---- life ---------------------------------------------------------------------------------------------------
+
+
+def test_arguments_are_checked_at_the_door(tmp_path):
+    with ring() as buffer:
+        for wrong, message in (
+            ({"format": "MP3"}, "'WAV', 'FLAC', got 'MP3'"),
+            ({"subtype": "PCM_8"}, "'PCM_16', 'PCM_24', 'FLOAT', got 'PCM_8'"),
+            ({"format": "FLAC", "subtype": "FLOAT"}, "subtype of FLAC"),
+            ({"samplerate": 0}, "samplerate must be more than 0"),
+            ({"channels": 0}, "channels must be 1 to 64"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                Recording(buffer, tmp_path / "a.wav", **wrong)
+    with pytest.raises(ValueError, match="rate"):
+        Recording(AudioBuffer(100), tmp_path / "a.wav")
+    assert os.listdir(tmp_path) == []
+
+
+def test_stop_from_inside_the_failure_callback_does_not_wait_for_itself(small_disk):
+    answers = []
+    with ring() as buffer:
+        running = Recording(buffer, small_disk / "a", on_error=lambda error: answers.append(running.stop()))
+        buffer.write(noise(4 * RATE))
+        until(lambda: answers)
+    assert answers == [True]
+
+
+def test_recordings_leave_no_threads_descriptors_or_guards(tmp_path):
+    def cycle(number: int) -> None:
+        with ring(0.5) as buffer:
+            buffer.write(noise(10))
+            running = Recording(buffer, tmp_path / str(number), start=0, format=("WAV", "FLAC")[number % 2])
+            assert running.stop(DEADLINE_S)
+            assert len(recorded(tmp_path / str(number))) == 10
+
+    cycle(0)
+    cycle(1)
+    threads, fds = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    for number in range(2, 22):
+        cycle(number)
+    until(lambda: threading.active_count() == threads)
+    assert len(os.listdir("/proc/self/fd")) == fds
+
+
+def test_a_forked_child_neither_waits_for_the_recording_nor_disturbs_it(tmp_path):
+    program = """
+import os, sys, warnings, numpy as np
+from pcmring import AudioBuffer
+from pcmring._recording import Recording
+warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads
+buffer = AudioBuffer(50_000, 1, "int16", samplerate=16000, policy="drop")
+recording = Recording(buffer, sys.argv[1])
+buffer.write(np.arange(1000, dtype=np.int16))
+pid = os.fork()
+if pid == 0:
+    assert not recording.active and recording.stop()
+    sys.exit(0)
+assert os.waitpid(pid, 0)[1] == 0 and recording.active
+buffer.write(np.arange(1000, 2000, dtype=np.int16))
+assert recording.stop(30)
+"""
+    child(program, tmp_path / "a.wav")
+    np.testing.assert_array_equal(recorded(tmp_path / "a.wav")[:, 0], np.arange(2000))
+
+
+@pytest.mark.parametrize(("format", "least_s"), [("WAV", 1.0), ("FLAC", 1.0)])
+def test_after_kill_9_the_file_ends_less_than_a_second_before_the_kill(tmp_path, format, least_s):
+    """Without any repair."""
+    program = """
+import sys, time
+from pcmring import AudioBuffer
+from pcmring._recording import Recording
+from pcmring.devices import GeneratorSource
+with GeneratorSource("noise", dtype="int16") as source:
+    buffer = AudioBuffer(80_000, 1, "int16", samplerate=16000, policy="drop")
+    recording = Recording(buffer, sys.argv[1], format=sys.argv[2])
+    source.start(buffer)
+    while True:
+        print(buffer.frames_written, flush=True)
+        time.sleep(0.005)
+"""
+    path = tmp_path / "a"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(path), format], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        captured = 0
+        while captured < (least_s + 0.7) * RATE:
+            captured = int(process.stdout.readline())
+        process.send_signal(signal.SIGKILL)
+        captured = max([captured, *map(int, process.stdout.read().split("\n")[:-1])])
+    got = recorded(path)
+    assert captured - len(got) <= RATE
+    with ring() as buffer, GeneratorSource("noise", dtype="int16", speed=1000) as source:
+        source.start(buffer)
+        np.testing.assert_array_equal(got, buffer.read(len(got), timeout=DEADLINE_S))
