@@ -80,16 +80,28 @@ class Delivery:
     handlers : StreamHandlers
     block_frames : int
         Frames per call, at the reader's rate; less before a loss and at the end.
+    after : Thread, optional
+        Of another delivery to the same function: it ends first.
     """
 
-    def __init__(self, reader: ResamplingReader, handlers: StreamHandlers, block_frames: int) -> None:
+    def __init__(
+        self,
+        reader: ResamplingReader,
+        handlers: StreamHandlers,
+        block_frames: int,
+        after: threading.Thread | None = None,
+    ) -> None:
         self.reader = reader
         self._handlers = handlers
         self._block_frames = block_frames
+        self._after = after
         self.thread = threading.Thread(target=self._run, daemon=True, name="pcmring delivery")
         self.thread.start()
 
     def _run(self) -> None:
+        if self._after is not None:
+            self._after.join()
+            self._after = None
         with self.reader as reader:
             try:
                 while True:
@@ -99,6 +111,8 @@ class Delivery:
             except BufferClosed:  # the recording is over and was read to its end; or `close`
                 return
 
-    def close(self) -> None:
-        """No more calls after the present one; what was not delivered is left. Any thread."""
+    def close(self) -> bool:
+        """No more calls after the present one. Return whether some were left. Any thread."""
+        is_cut = self.thread.is_alive()
         self.reader.close()
+        return is_cut

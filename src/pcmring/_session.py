@@ -21,6 +21,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
+import numpy as np
+
 from pcmring._buffer import AudioBuffer
 from pcmring._config import MAX_BUFFER_SIZE_SECONDS
 from pcmring._delivery import Delivery, StreamHandlers
@@ -95,6 +97,8 @@ class CaptureSession:
         Makes the source. Its settings at the start are this recording's.
     handlers : StreamHandlers, optional
         Told of errors and recovery.
+    buffer_size_seconds : float, optional
+        History the ring holds at least; that of the settings if not given.
     buffer_tracker : AudioBufferTracker, optional
         Told of the ring.
     memory_monitor : MemoryMonitor, optional
@@ -118,6 +122,7 @@ class CaptureSession:
         device_manager: AudioDeviceManager,
         handlers: StreamHandlers | None = None,
         *,
+        buffer_size_seconds: float | None = None,
         buffer_tracker: AudioBufferTracker | None = None,
         memory_monitor: MemoryMonitor | None = None,
         allow_default_device: bool = False,
@@ -128,6 +133,8 @@ class CaptureSession:
         self._memory_monitor = memory_monitor
         self._allow_default_device = allow_default_device
         self.config: AudioConfig = replace(device_manager.config)
+        if buffer_size_seconds is not None:
+            self.config.buffer_size_seconds = buffer_size_seconds
         self.state: State = "new"
         self.error: Exception | None = None
         self._source_lock = threading.Lock()
@@ -234,17 +241,24 @@ class CaptureSession:
                 thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in threads)
 
-    def deliver(self, start: Literal["now"] | int) -> None:
-        """Have `on_audio_data` called with what comes from `start` on; there is one delivery per session."""
+    def deliver(self, start: Literal["now"] | int, after: CaptureSession | None = None) -> None:
+        """Have `on_audio_data` called with what comes from `start` on, once `after` has delivered its last.
+
+        There is one delivery per session.
+        """
         if self._delivery is None:
             with suppress(BufferClosed):  # the recording is over
                 reader = self.reader(start, name="on_audio_data")
-                self._delivery = Delivery(reader, self._handlers, self.config.block_frames or BLOCK_FRAMES)
+                before = None if after is None or after._delivery is None else after._delivery.thread
+                self._delivery = Delivery(reader, self._handlers, self.config.block_frames or BLOCK_FRAMES, before)
 
-    def end_delivery(self) -> None:
-        """Deliver no more after the present call."""
-        if self._delivery is not None:
-            self._delivery.close()
+    def end_delivery(self) -> bool:
+        """Deliver no more after the present call; return whether there was more."""
+        return self._delivery is not None and self._delivery.close()
+
+    def release(self) -> None:
+        """Give up the audio of a recording that is over."""
+        self._history = None
 
     def _end(self, state: State) -> None:
         with self._source_lock:
@@ -288,7 +302,15 @@ class CaptureSession:
 
     @property
     def undelivered(self) -> int:
-        """int: frames that `on_audio_data` lost, by being too slow."""
+        """int: frames that `on_audio_data` has not taken yet, at the configured rate."""
+        if self._delivery is None:
+            return 0
+        reader = self._delivery.reader
+        return max(0, round(reader.output_position(self.buffer.frames_written)) - reader.position)
+
+    @property
+    def delivery_lost(self) -> int:
+        """int: frames that `on_audio_data` lost by being too slow, at the configured rate."""
         return 0 if self._delivery is None else self._delivery.reader.lost
 
     def wait_ready(self, timeout: float | None = None) -> bool:
@@ -346,6 +368,8 @@ class CaptureSession:
                     return start, self.buffer.read_range(start, stop)
                 start = min(stop, self.buffer.oldest)
         view = self._history
+        if view is None:  # released
+            return 0, np.empty((0, self.buffer.channels), self.buffer.dtype)
         start = max(view.start, view.stop - frames)
         return start, view.array[start - view.start :].copy()
 
@@ -504,7 +528,7 @@ class CaptureSession:
         raise failure
 
     def _notice_losses(self) -> None:
-        lost = self.statistics().frames_lost["dropped"] + self.undelivered
+        lost = self.statistics().frames_lost["dropped"] + self.delivery_lost
         if lost > self._lost and not self._is_losing:
             self._handlers.call("on_buffer_full")
         self._is_losing = lost > self._lost
@@ -518,6 +542,6 @@ class CaptureSession:
             monitor.cleanup()
         except MemoryUnreadable:
             pass  # the monitor has logged it; the next reading may work
-        except ModuleNotFoundError as missing:
+        except MissingPackage as missing:
             logger.warning("memory is not watched: %s", missing)
             self._memory_monitor = None
