@@ -101,18 +101,18 @@ test-native: ## the ring alone: stress, sanitizers, planted bugs, model (NATIVE=
 
 # A compiler run by a test would inherit the preloaded library, hence "not native"; reports go to
 # the real stderr, which pytest must not hold back when the process dies.
-SANITIZED = -m 'not slow and not native' --timeout=900 --capture=sys
+SANITIZED = -m 'not slow and not native and not rss' --timeout=900 --capture=sys
 library = $$($${CC:-cc} -print-file-name=$(1))
 
 test-asan: ## the Python extension under ASan and UBSan
-	$(call install,$(VENV)-asan,asan,$(PYTHON),test)
+	$(call install,$(VENV)-asan,asan,$(PYTHON),test$(comma)audio)
 	cd tests && env LD_PRELOAD="$(call library,libasan.so) $(call library,libubsan.so)" PYTHONMALLOC=malloc \
 	    ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	    $(VENV)-asan/bin/python -m pytest $(SANITIZED) $(PYTEST_ARGS)
 
 # TSan's shadow memory does not fit every randomised address space.
 test-tsan: ## the Python extension under TSan
-	$(call install,$(VENV)-tsan,tsan,$(PYTHON),test)
+	$(call install,$(VENV)-tsan,tsan,$(PYTHON),test$(comma)audio)
 	cd tests && setarch $$(uname -m) -R env LD_PRELOAD="$(call library,libtsan.so)" TSAN_OPTIONS=exitcode=66 \
 	    $(VENV)-tsan/bin/python -m pytest $(SANITIZED) $(PYTEST_ARGS)
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import pcmring._capture
-from native_support import CALLBACK, DEADLINE_S, Foreign, Times, clean_environment, run
+from native_support import CALLBACK, DEADLINE_S, Foreign, Times, python_environment, run
 from pcmring import AudioBuffer, BufferClosed, CaptureCallback, Gap
 
 CONTINUE, COMPLETE = 0, 1
@@ -430,7 +430,7 @@ print(os.WTERMSIG(status) if os.WIFSIGNALED(status) else "closed")
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_does_not_wait_for_the_parents_callback(tmp_path):
-    environment = clean_environment()
+    environment = python_environment()
     tests = str(Path(__file__).parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [tests, environment.get("PYTHONPATH")]))
     printed = run([sys.executable, "-c", FORKED, tmp_path], env=environment)

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from native_support import clean_environment
+from native_support import python_environment
 from pcmring import AudioBuffer
 from pcmring._portaudio import AudioDevice, match
 from pcmring.devices import (
@@ -277,7 +277,7 @@ def test_importing_loads_nothing_but_numpy():
         "print([m for m in ('sounddevice', 'soundfile', 'soxr', 'platformdirs', 'cffi') if m in sys.modules])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], env=clean_environment(), capture_output=True, text=True, check=True
+        [sys.executable, "-c", program], env=python_environment(), capture_output=True, text=True, check=True
     )
     assert done.stdout == "[]\n"
 

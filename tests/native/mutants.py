@@ -503,20 +503,6 @@ MUTANTS = (
         "model sleeper",
     ),
     mutant(
-        "wish published relaxed",
-        "who takes the wish may not see who sleeps",
-        "pcmring_cas(&c->wake_at, &wish, target, release)",
-        "pcmring_cas(&c->wake_at, &wish, target, relaxed)",
-        "model sleeper loop",
-    ),
-    mutant(
-        "wish taken relaxed",
-        "who takes the wish may not see who sleeps",
-        "pcmring_exchange(&c->wake_at, PCMRING_NEVER, acq_rel);",
-        "pcmring_exchange(&c->wake_at, PCMRING_NEVER, relaxed);",
-        "model sleeper loop",
-    ),
-    mutant(
         "woken one frame late",
         "the frame waited for does not wake",
         "return pcmring_load(&c->wake_at, relaxed) <= end;",
@@ -544,7 +530,7 @@ MUTANTS = (
     mutant(
         "wish not taken by the wake-up",
         "every block wakes from then on",
-        "    pcmring_exchange(&c->wake_at, PCMRING_NEVER, acq_rel);\n",
+        "    pcmring_exchange(&c->wake_at, PCMRING_NEVER, relaxed);\n",
         "",
     ),
     mutant(
@@ -559,6 +545,13 @@ MUTANTS = (
         "it is in the list too late for that wake-up, and nobody makes the wish anew",
         "            pcmring_add(&r->control->wake_at, 0, acq_rel);\n",
         "",
+        "model loop",
+    ),
+    mutant(
+        "listener announced relaxed",
+        "who takes the wish may not see the listener",
+        "            pcmring_add(&r->control->wake_at, 0, acq_rel);\n",
+        "            pcmring_add(&r->control->wake_at, 0, relaxed);\n",
         "model loop",
     ),
     mutant(

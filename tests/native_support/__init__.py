@@ -23,12 +23,19 @@ PACKAGE_ROOT = Path(pcmring.__file__).parents[1]
 DEADLINE_S = 30.0
 
 
-def clean_environment(**extra: str) -> dict[str, str]:
-    """Return the environment for compilers and child Pythons: no sanitizer, and the pcmring we test."""
-    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+def python_environment(**extra: str) -> dict[str, str]:
+    """Return the environment for child Pythons: they find the pcmring we test, under the same sanitizer."""
+    environment = dict(os.environ)
     if "site-packages" not in PACKAGE_ROOT.parts:  # built in place
         paths = [str(PACKAGE_ROOT), *filter(None, [environment.get("PYTHONPATH")])]
         environment["PYTHONPATH"] = os.pathsep.join(paths)
+    return environment | extra
+
+
+def clean_environment(**extra: str) -> dict[str, str]:
+    """Return the environment for compilers and programs that must not be watched: no sanitizer."""
+    environment = python_environment()
+    environment.pop("LD_PRELOAD", None)
     return environment | extra
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from native_support import clean_environment, compiler, run
+from native_support import compiler, python_environment, run
 
 HERE = Path(__file__).parent
 
@@ -88,8 +88,8 @@ class VirtualMics:
 def call(function: str, arguments: dict[str, object], timeout_s: float = 60.0, **environment: str):
     """Return what `function` of children.py returns, in a process of its own that complains about nothing."""
     program = "import sys, children; children.main(sys.argv[1], sys.argv[2])"
-    paths = [str(HERE), *filter(None, [clean_environment().get("PYTHONPATH")])]
-    environment = clean_environment(**environment) | {"PYTHONPATH": os.pathsep.join(paths)}
+    paths = [str(HERE), *filter(None, [python_environment().get("PYTHONPATH")])]
+    environment = python_environment(**environment) | {"PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", "-W", "error", "-c", program, function, json.dumps(arguments)],
         env=environment,

@@ -956,8 +956,9 @@ static inline uint64_t pcmring_write(pcmring_ring *r, const void *src, uint32_t 
 static PCMRING_NOINLINE void pcmring_wake(pcmring_ring *r)
 {
     pcmring_control *c = r->control;
-    /* acq_rel: takes the wishes made so far, and with them the sleeper or listener that made each */
-    pcmring_exchange(&c->wake_at, PCMRING_NEVER, acq_rel);
+    /* relaxed: who made the wish is met behind the fence below, partner of the sleeper's in pcmring_arm()
+     * and of the release in pcmring_add_listener() */
+    pcmring_exchange(&c->wake_at, PCMRING_NEVER, relaxed);
     /* release, partner of the acquire in pcmring_wait_readable(): the system refuses to put to sleep
      * who goes by the old number; who meets the new one meets the reason */
     pcmring_add(&c->wake_seq, 1, release);
@@ -1027,8 +1028,7 @@ static inline int pcmring_arm(pcmring_ring *r, uint64_t target)
 {
     pcmring_control *c = r->control;
     uint64_t wish = pcmring_load(&c->wake_at, relaxed);
-    /* release: who takes the wish also meets us among the sleepers or listeners */
-    while (target < wish && !pcmring_cas(&c->wake_at, &wish, target, release)) {
+    while (target < wish && !pcmring_cas(&c->wake_at, &wish, target, relaxed)) {
     }
     pcmring_fence(seq_cst); /* partner of those in pcmring_store_block_() and pcmring_wake() */
     return pcmring_frames_written(r) >= target || pcmring_load(&c->closed, acquire);
