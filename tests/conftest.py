@@ -14,9 +14,6 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-#: Memory and temporary files are being built: not yet steady beside other tests.
-collect_ignore = ["test_memory_monitor.py", "test_model_memory.py", "test_resource_manager.py"]
-
 # CI draws the same examples each time, a developer new ones. Never a deadline: the machine may be busy.
 _common: dict[str, Any] = {
     "deadline": None,

@@ -12,9 +12,9 @@ class _Package(NamedTuple):
     purpose: str
     library: str  # the C library it speaks to and may not bring along; "" if there is none
     system: str  # how that is installed
+    extra: str = "audio"  # which of our extras brings it; "" for none
 
 
-_AUDIO = "pip install 'pcmring[audio]'"
 _PACKAGES = {
     "sounddevice": _Package(
         "capture from a sound card",
@@ -23,10 +23,11 @@ _PACKAGES = {
     ),
     "soundfile": _Package("read sound files", "libsndfile", "apt-get install libsndfile1 (Debian, Ubuntu)"),
     "soxr": _Package("change the samplerate", "", ""),
-    "platformdirs": _Package("find the folder for settings", "", ""),
+    "platformdirs": _Package("find the folders for settings and recordings", "", ""),
     "cffi": _Package("call PortAudio", "", ""),
     "tomllib": _Package("read TOML", "", ""),
-    "tomli": _Package("read TOML before Python 3.11", "", ""),
+    "tomli": _Package("read TOML before Python 3.11", "", "", extra=""),
+    "psutil": _Package("read how much memory is in use", "", "", extra="monitor"),
 }
 
 
@@ -60,7 +61,7 @@ def load(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in (name, f"_{name}", f"_{name}_data"):
             raise  # installed, and itself lacks something
-        extra = "" if name == "tomli" else f" or {_AUDIO}"
+        extra = f" or pip install 'pcmring[{package.extra}]'" if package.extra else ""
         raise MissingPackage(
             f"the package {name} is needed to {package.purpose}: pip install {name}{extra}", name=name
         ) from error

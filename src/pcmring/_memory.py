@@ -1,18 +1,18 @@
 """Reading memory: of this process, of its cgroup, of the machine. All numbers are bytes.
 
-psutil is loaded by the first reading, not by the import. Nothing is remembered between readings but psutil's handle
-of this process: a limit may change, and a process may be moved, at any time.
+psutil is loaded by the first reading, not by the import. Nothing is remembered between readings: a limit may change,
+and a process may be moved, at any time.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    import psutil
+from pcmring._late import load
 
 __all__ = [
     "MB",
@@ -30,8 +30,6 @@ MB = 1024 * 1024
 
 #: A limit from here up is cgroup v1's way to write "none" (LONG_MAX rounded down to pages).
 _NO_LIMIT = 1 << 60
-
-_process: psutil.Process | None = None
 
 
 class MemoryUnreadable(OSError):
@@ -52,131 +50,82 @@ class MachineMemory(NamedTuple):
     left: int  #: bytes not in use
 
 
-def _load_psutil() -> Any:
-    try:
-        import psutil
-    except ImportError as missing:
-        raise ModuleNotFoundError(
-            "psutil, which reads how much memory is in use, is not installed: pip install 'pcmring[monitor]'",
-            name="psutil",
-        ) from missing
-    return psutil
-
-
 def rss_bytes() -> int:
     """Return the resident set size of this process.
 
     Raises
     ------
-    ModuleNotFoundError
+    MissingPackage
         psutil is not installed.
     MemoryUnreadable
         The system did not tell.
-
-    Notes
-    -----
-    Some 15 µs on Linux: psutil reads one line of ``/proc``.
     """
-    global _process
-    psutil = _load_psutil()
+    psutil = load("psutil")
     try:
-        if _process is None or _process.pid != os.getpid():  # psutil's handle names the process before a fork
-            _process = psutil.Process()
-        return int(_process.memory_info().rss)
+        return int(psutil.Process().memory_info().rss)
     except (psutil.Error, OSError) as failure:
-        _process = None
         raise MemoryUnreadable(f"the memory of process {os.getpid()} cannot be read: {failure!r}") from failure
 
 
-def _read(path: str) -> str | None:
+def _read(path: Path) -> str:
+    """What a file of the kernel says; "" where there is no such level, controller or system."""
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return file.read()
-    except OSError:  # no such level, controller or system
-        return None
+        return path.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return ""
 
 
-def _unescape(field: str) -> str:
-    """A path of mountinfo, where space, tab, newline and backslash are written in octal."""
-    for character in " \t\n\\":
-        field = field.replace(f"\\{ord(character):03o}", character)
-    return field
-
-
-def _levels(proc: str) -> Iterator[tuple[str, bool]]:
-    """The folders of this process's cgroup with memory, the innermost first; and whether they are version 2."""
-    groups = _read(f"{proc}/self/cgroup")
-    mounts = _read(f"{proc}/self/mountinfo")
-    if groups is None or mounts is None:
-        return
-    paths: dict[bool, str] = {}
-    for line in groups.splitlines():
-        number, controllers, path = line.split(":", 2)
-        if "memory" in controllers.split(","):
-            paths[False] = path
-        elif number == "0":
-            paths[True] = path
-    for line in mounts.splitlines():
-        mount, _, source = line.partition(" - ")
-        kind, _, options = source.split(" ", 2)
-        version2 = kind == "cgroup2"
-        if version2 not in paths or not (version2 or (kind == "cgroup" and "memory" in options.split(","))):
-            continue
-        root, top = (_unescape(field) for field in mount.split(" ")[3:5])
-        inside = os.path.relpath(paths[version2], root)
-        # A container may see a path of the host's; its own group is then what is mounted at the top.
-        parts = [] if inside == "." or inside.startswith("..") else inside.split("/")
-        while parts:
-            yield "/".join([top, *parts]), version2
-            parts.pop()
-        yield top, version2
-
-
-def cgroup_memory(proc: str = "/proc") -> CgroupMemory | None:
+def cgroup_memory(root: str = "/") -> CgroupMemory | None:
     """Return the memory limit of this process's cgroup, version 2 or 1, or None where there is none.
 
     Parameters
     ----------
-    proc : str
-        Where procfs is mounted.
+    root : str
+        Where ``proc`` and ``sys`` lie.
 
     Notes
     -----
-    A limit of any level above holds too, so all of them are read. Free is what is not used, and the inactive page
-    cache, which the kernel drops before it kills.
+    A limit of any level above holds too, so all of them are read. A container that is told its group's path on the
+    host finds only the top, which is its own group. Left is what is not used, and the inactive page cache, which the
+    kernel drops before it kills.
     """
-    limit = left = None
-    for folder, version2 in _levels(proc):
-        text = _read(f"{folder}/{'memory.max' if version2 else 'memory.limit_in_bytes'}")
-        if text is None or not text.strip().isdigit() or int(text) >= _NO_LIMIT:
+    limits, lefts = [], []
+    for line in _read(Path(root, "proc/self/cgroup")).splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":
+            top, names = Path(root, "sys/fs/cgroup"), ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            top = Path(root, "sys/fs/cgroup/memory")
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
             continue
-        limit = int(text) if limit is None else min(limit, int(text))
-        used = _read(f"{folder}/{'memory.current' if version2 else 'memory.usage_in_bytes'}")
-        here = int(text) - int(used or 0)
-        for line in (_read(f"{folder}/memory.stat") or "").splitlines():
-            name, _, value = line.partition(" ")
-            if name == ("inactive_file" if version2 else "total_inactive_file"):
-                here += int(value)
-        left = here if left is None else min(left, here)
-    return None if limit is None or left is None else CgroupMemory(limit, max(0, left))
+        inside = Path(group).relative_to("/")
+        for level in (inside, *inside.parents):
+            most, used = (_read(top / level / name).strip() for name in names[:2])
+            if not (most.isdigit() and used.isdigit()) or int(most) >= _NO_LIMIT:
+                continue
+            statistics = dict(line.split(" ", 1) for line in _read(top / level / "memory.stat").splitlines())
+            limits.append(int(most))
+            lefts.append(int(most) - int(used) + int(statistics.get(names[2], 0)))
+    return CgroupMemory(min(limits), max(0, min(lefts))) if limits else None
 
 
-def machine_memory(proc: str = "/proc") -> MachineMemory:
+def machine_memory() -> MachineMemory:
     """Return what this process may use and what of it is left: the machine's, or its cgroup's where that is less.
 
     Raises
     ------
-    ModuleNotFoundError
+    MissingPackage
         psutil is not installed.
     MemoryUnreadable
         The system did not tell.
     """
-    psutil = _load_psutil()
+    psutil = load("psutil")
     try:
         memory = psutil.virtual_memory()
     except (psutil.Error, OSError) as failure:
         raise MemoryUnreadable(f"the machine's memory cannot be read: {failure!r}") from failure
-    cgroup = cgroup_memory(proc)
+    cgroup = cgroup_memory()
     if cgroup is None:
         return MachineMemory(int(memory.total), int(memory.available))
     return MachineMemory(min(int(memory.total), cgroup.limit), min(int(memory.available), cgroup.left))
@@ -194,14 +143,12 @@ def _trim() -> Callable[[int], int] | None:
     return function
 
 
-def malloc_trim() -> bool:
-    """Give free heap memory back to the system; return whether the C library can.
+def malloc_trim() -> None:
+    """Give free heap memory back to the system, where the C library can. The GIL is released meanwhile.
 
     What Python and NumPy freed stays with glibc's allocator until then: gc alone gave 0 bytes back where this gave
-    1.3 GB (hypha#976). The GIL is released meanwhile.
+    1.3 GB (hypha#976).
     """
     function = _trim()
-    if function is None:
-        return False
-    function(0)
-    return True
+    if function is not None:
+        function(0)

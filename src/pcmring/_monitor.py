@@ -1,13 +1,13 @@
 """`MemoryMonitor`: notices when this process uses too much memory, and asks those who registered to give some back.
 
-Who owns what. A monitor owns its callbacks (`_callbacks`), its history, and at most one thread, through a `_Watch`.
-The thread owns the watch and holds the monitor weakly, so a forgotten monitor goes away and its thread with it. The
-thread sleeps on a queue whose `put` is one uninterruptible operation: it may be called from a finalizer.
+Who owns what. A monitor owns its callbacks (`_callbacks`), its history, and at most one thread. The thread holds the
+monitor weakly, so a forgotten monitor goes away and its thread with it. The thread sleeps on a queue of its own, whose
+`put` a finalizer may call at any moment.
 
 What is guaranteed. Over the limit is an edge: however often one asks, a cleanup runs once when the limit is crossed,
-and again only after usage fell below `REARM_SHARE` of it, or after `PAUSE_SECONDS`. One cleanup at a time; a cleanup
-asked for by a callback of a cleanup does nothing. No lock is held while foreign code runs except the one that keeps
-cleanups apart, which only `cleanup(force=True)` waits for. No lock is needed by anything a finalizer may call.
+and again only after usage fell below `REARM_SHARE` of it, or after `BUFFER_CLEANUP_INTERVAL_SECONDS`. One cleanup at a
+time; one asked for by a callback of a cleanup does nothing. The lock that sees to that is the only one held while
+foreign code runs, and only `cleanup(force=True)` waits for it.
 
 What it knows. Bytes and callables. No audio, no files.
 """
@@ -26,10 +26,10 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pcmring._callbacks import Callback, Callbacks, name_of
+from pcmring._callbacks import Callback, Callbacks
+from pcmring._late import MissingPackage
 from pcmring._memory import MB, MemoryUnreadable, cgroup_memory, malloc_trim, rss_bytes
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ __all__ = [
     "MemoryMonitor",
     "MemorySample",
     "StreamLease",
+    "positive",
 ]
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ BUFFER_CLEANUP_INTERVAL_SECONDS = 60
 REARM_SHARE = 0.9
 #: Of the cgroup's limit. At the limit itself the kernel kills, so one has to act before; the rest is not tuned.
 CGROUP_SHARE = 0.9
-#: For how long the cgroup's limit is remembered: reading it takes some 0.4 ms, reading the usage 0.01.
+#: For how long the cgroup's limit is remembered: reading it takes some 0.1 to 0.4 ms, reading the usage 0.03.
 CGROUP_SECONDS = 1.0
 #: Samples kept: a day at the default interval, some 0.5 MB.
 HISTORY_LENGTH = 2880
@@ -66,9 +67,8 @@ STAGES = ("pools", "buffers", "files")
 #: What is told apart in a sample, besides all the rest.
 KINDS = ("tracked", "pooled", "model")
 
-#: Leases of running streams, of all monitors: the garbage collector stops the whole process, not one monitor's part.
+#: Open leases by id, of all monitors: the garbage collector stops the whole process, not one monitor's part.
 _streams: dict[int, None] = {}
-_lease_numbers = count()
 _monitors: weakref.WeakSet[MemoryMonitor] = weakref.WeakSet()
 
 
@@ -87,15 +87,14 @@ class MemorySample(NamedTuple):
 class StreamLease:
     """While it is open, no automatic cleanup collects garbage. Ends by `close`, by ``with``, or when forgotten."""
 
-    __slots__ = ("__weakref__", "_number")
+    __slots__ = ("__weakref__",)
 
     def __init__(self) -> None:
-        self._number = next(_lease_numbers)
-        _streams[self._number] = None
+        _streams[id(self)] = None
 
     def close(self) -> None:
         """End it; again does nothing. Any thread, any moment."""
-        _streams.pop(self._number, None)
+        _streams.pop(id(self), None)
 
     def __enter__(self) -> Self:
         return self
@@ -107,60 +106,14 @@ class StreamLease:
         self.close()
 
 
-class _Watch:
-    """One monitor's thread, and what it sleeps on."""
+def positive(value: float, name: str, unit: str) -> float:
+    """`value` as a finite float above 0.
 
-    def __init__(self, monitor: MemoryMonitor) -> None:
-        self.pid = os.getpid()
-        self.lock = threading.RLock()  # around `thread`; re-entrant, for a finalizer may run inside
-        self.thread: threading.Thread | None = None
-        self.interval = float(MEMORY_CHECK_INTERVAL_SECONDS)
-        self._orders: queue.SimpleQueue[float | None] = queue.SimpleQueue()  # an interval, or None: end
-        self._monitor = weakref.ref(monitor)
-
-    def start(self, interval: float) -> bool:
-        """Return whether there is a new thread; else the one there is takes the interval."""
-        with self.lock:
-            self.interval = interval
-            self._orders.put(interval)
-            if self.thread is not None:
-                return False
-            thread = threading.Thread(target=self._run, name="pcmring-memory-monitor", daemon=True)
-            thread.start()  # it waits for the lock
-            self.thread = thread  # only now: a stop, which takes no lock, may join what it sees here
-            return True
-
-    def end(self) -> None:
-        """Order the end. No lock: the garbage collector may call it anywhere."""
-        self._orders.put(None)
-
-    def _stopped(self, order: float | None) -> bool:
-        """Obey `order` and all that came after; True if the last one was to end: there is no thread from now on."""
-        with self.lock:
-            interval = order
-            with suppress(queue.Empty):
-                while True:
-                    interval = self._orders.get_nowait()
-            if interval is None:
-                self.thread = None  # under the lock: a start from now on makes a new thread, one before was obeyed
-                return True
-            self.interval = interval
-            return False
-
-    def _run(self) -> None:
-        order = self._orders.get()
-        while not self._stopped(order):
-            monitor = self._monitor()
-            if monitor is not None:
-                monitor._check()
-                del monitor  # sleeping, one must not keep it alive
-            try:
-                order = self._orders.get(timeout=self.interval)
-            except queue.Empty:
-                order = self.interval
-
-
-def _positive(value: float, name: str, unit: str) -> float:
+    Raises
+    ------
+    TypeError, ValueError
+        It is none; the message names `name` and `unit`.
+    """
     try:
         if isinstance(value, (bool, str, bytes)):
             raise TypeError
@@ -170,6 +123,23 @@ def _positive(value: float, name: str, unit: str) -> float:
     if not (number > 0 and math.isfinite(number)):
         raise ValueError(f"{name} must be a finite number of {unit} above 0, got {value!r}")
     return number
+
+
+def _watch(monitor: weakref.ref[MemoryMonitor], ended: queue.SimpleQueue[None], interval: float) -> None:
+    """What a monitor's thread does until `ended` holds something."""
+    while True:
+        alive = monitor()
+        if alive is None:
+            return
+        with suppress(MemoryUnreadable):  # logged by the reading, and counted; the next one may work
+            alive.cleanup()
+            alive.sample()
+        del alive  # sleeping, one must not keep it alive
+        try:
+            ended.get(timeout=interval)
+        except queue.Empty:
+            continue
+        return
 
 
 class MemoryMonitor:
@@ -190,47 +160,41 @@ class MemoryMonitor:
     Notes
     -----
     Reading memory needs psutil (``pip install 'pcmring[monitor]'``); the first call that reads raises
-    ModuleNotFoundError without it.
+    MissingPackage without it.
 
     ``with monitor:`` monitors inside the block.
     """
 
-    def __init__(
-        self,
-        max_memory_mb: float = DEFAULT_MEMORY_LIMIT_MB,
-        *,
-        _read_usage: Callable[[], int] = rss_bytes,
-        _proc: str = "/proc",
-    ) -> None:
-        self._max_memory_mb = _positive(max_memory_mb, "max_memory_mb", "MB")
-        self._read_usage = _read_usage
-        self._proc = _proc
+    _read_usage: Callable[[], int] = staticmethod(rss_bytes)
+    _root = "/"
+
+    def __init__(self, max_memory_mb: float = DEFAULT_MEMORY_LIMIT_MB) -> None:
+        self.max_memory_mb = max_memory_mb
         self._cgroup_limit = (-math.inf, math.inf)  # when it was read (time.monotonic), bytes
         self._callbacks = Callbacks(STAGES)
-        self._sources: dict[str, Callbacks] = {kind: Callbacks() for kind in KINDS}
+        self._sources = {kind: Callbacks() for kind in KINDS}
         self._history: deque[MemorySample] = deque(maxlen=HISTORY_LENGTH)
-        self._armed = True
+        self._is_armed = True
         self._acted_at = -math.inf  # time.monotonic
-        self._holds: dict[int, None] = {}
+        self._holds: set[object] = set()
         self._peak = 0  # bytes
-        self._samples = 0
         self._failed_readings = 0
         self._reading_fails = False
         self._cleanups = 0
-        self._failures = 0  # of cleanup callbacks
+        self._failed_callbacks = 0
         self._freed = 0  # bytes
         self._last_cleanup: dict[str, Any] | None = None
+        self._interval = float(MEMORY_CHECK_INTERVAL_SECONDS)
         self._make_locks()
         _monitors.add(self)
 
     def _make_locks(self) -> None:
-        # Re-entrant, for a finalizer that the garbage collector runs inside may ask for a cleanup.
-        self._edge = threading.RLock()  # around the decision to clean up, nothing else
+        # Re-entrant, for a finalizer that the garbage collector runs inside may ask for the same again.
+        self._starting = threading.RLock()
         self._cleaning = threading.RLock()
         self._cleaner: int | None = None  # the thread inside `cleanup`
-        self._watch = _Watch(self)
-        # Also at the interpreter's exit: a daemon thread would be frozen in whatever it was doing.
-        self._end_watch = weakref.finalize(self, self._watch.end)
+        self._thread: threading.Thread | None = None
+        self._end: weakref.finalize[Any, Any] | None = None  # tells the thread to end, once
 
     # ---- reading ------------------------------------------------------------------------------------------------
 
@@ -241,7 +205,7 @@ class MemoryMonitor:
 
     @max_memory_mb.setter
     def max_memory_mb(self, value: float) -> None:
-        self._max_memory_mb = _positive(value, "max_memory_mb", "MB")
+        self._max_memory_mb = positive(value, "max_memory_mb", "MB")
 
     def get_memory_limit(self) -> float:
         """Return the limit that holds, in MB: `max_memory_mb`, or 90 % of the cgroup's limit where that is less."""
@@ -251,7 +215,7 @@ class MemoryMonitor:
         read_at, limit = self._cgroup_limit
         now = time.monotonic()
         if now - read_at > CGROUP_SECONDS:
-            cgroup = cgroup_memory(self._proc)
+            cgroup = cgroup_memory(self._root)
             limit = math.inf if cgroup is None else cgroup.limit * CGROUP_SHARE
             self._cgroup_limit = (now, limit)
         return int(min(self._max_memory_mb * MB, limit))
@@ -259,17 +223,21 @@ class MemoryMonitor:
     def _usage(self) -> int:
         try:
             usage = self._read_usage()
-        except OSError as failure:
+        except MemoryUnreadable as failure:
             self._failed_readings += 1
             if not self._reading_fails:
                 self._reading_fails = True
                 logger.warning("memory cannot be read, and is not watched until it can: %s", failure)
-            if isinstance(failure, MemoryUnreadable):
-                raise
-            raise MemoryUnreadable(*failure.args) from failure
+            raise
         self._reading_fails = False
         self._peak = max(self._peak, usage)
         return usage
+
+    def _usage_if_readable(self) -> int | None:
+        try:
+            return self._usage()
+        except (MemoryUnreadable, MissingPackage):
+            return None
 
     def get_memory_usage(self) -> float:
         """Return the resident memory of this process in MB.
@@ -278,7 +246,7 @@ class MemoryMonitor:
         ------
         MemoryUnreadable
             The system did not tell. An OSError. Never a made-up number: 0.0 would read as "not high".
-        ModuleNotFoundError
+        MissingPackage
             psutil is not installed.
         """
         return self._usage() / MB
@@ -290,7 +258,7 @@ class MemoryMonitor:
 
         Raises
         ------
-        MemoryUnreadable, ModuleNotFoundError
+        MemoryUnreadable, MissingPackage
             As `get_memory_usage`.
         """
         return self._usage() > self._limit()
@@ -305,8 +273,7 @@ class MemoryMonitor:
         callback : callable
             Called without arguments, in the thread that cleans up; what it returns is ignored. Registered twice, it
             is called once. A bound method is held weakly: it keeps no owner alive, and once the owner is dead it is
-            forgotten. So do not hand over a method of an object that nobody else holds. Everything else (functions,
-            lambdas, partials, callable objects) is held until it is removed.
+            forgotten. Everything else (functions, lambdas, partials, callable objects) is held until it is removed.
         stage : {"pools", "buffers", "files"}
             Its turn: idle blocks of pools first, then buffers, then files. Within a stage the order is that of
             registration.
@@ -346,46 +313,34 @@ class MemoryMonitor:
 
     def remove_source(self, read_bytes: Callable[[], int]) -> bool:
         """Stop asking `read_bytes`; return whether it was registered."""
-        return sum(sources.remove(read_bytes) for sources in self._sources.values()) > 0  # any() would stop at one
+        return sum(sources.remove(read_bytes) for sources in self._sources.values()) > 0  # any() stops at the first
 
     def streaming(self) -> StreamLease:
         """Say that a stream runs, for as long as the result is open.
 
         No automatic cleanup of any monitor collects garbage meanwhile: that holds the GIL (131 ms were measured with
         1.4 million objects), and a stream's readers wait for it. Use with ``with``, or keep it and `close` it.
-
-        Returns
-        -------
-        StreamLease
         """
         return StreamLease()
 
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Inside the block, no cleanup runs that was not forced: usage is expected to rise."""
-        number = next(_lease_numbers)
-        self._holds[number] = None
+        token = object()
+        self._holds.add(token)
         try:
             yield
         finally:
-            self._holds.pop(number, None)
+            self._holds.discard(token)
 
     # ---- cleaning up --------------------------------------------------------------------------------------------
 
-    def _crossed(self, usage: int) -> bool:
-        """Whether to act on this reading; the state is then that one has acted."""
+    def _is_due(self, usage: int) -> bool:
         limit = self._limit()
-        now = time.monotonic()
-        with self._edge:
-            if usage < limit * REARM_SHARE:
-                self._armed = True
-            if usage <= limit or self._holds:
-                return False
-            if not self._armed and now - self._acted_at < BUFFER_CLEANUP_INTERVAL_SECONDS:
-                return False
-            self._armed = False
-            self._acted_at = now
-            return True
+        self._is_armed = self._is_armed or usage < limit * REARM_SHARE
+        if usage <= limit or self._holds:
+            return False
+        return self._is_armed or time.monotonic() - self._acted_at >= BUFFER_CLEANUP_INTERVAL_SECONDS
 
     def cleanup(self, force: bool = False) -> int | None:
         """Have memory given back: every callback by stage, then gc, then the C library's free heap.
@@ -410,63 +365,48 @@ class MemoryMonitor:
 
         Raises
         ------
-        MemoryUnreadable, ModuleNotFoundError
+        MemoryUnreadable, MissingPackage
             Not forced, and memory cannot be read.
 
         Notes
         -----
-        A callback that raises is logged once, with its traceback, and the others are still called. Only
-        KeyboardInterrupt, SystemExit and the like end the call.
+        A callback that raises is logged, with its traceback, and the others are still called. Only KeyboardInterrupt,
+        SystemExit and the like end the call.
         """
         thread = threading.get_ident()
-        if self._cleaner == thread:
+        if self._cleaner == thread or not self._cleaning.acquire(blocking=force):
             return 0
-        if not force and not self._crossed(self._usage()):
-            return 0
-        if not self._cleaning.acquire(blocking=force):
-            return 0  # another thread does it right now
         try:
             self._cleaner = thread
-            return self._clean(force)
+            return self._clean(force) if force or self._is_due(self._usage()) else 0
         finally:
             self._cleaner = None
             self._cleaning.release()
 
-    def _measure(self) -> int | None:
-        try:
-            return self._usage()
-        except (MemoryUnreadable, ModuleNotFoundError):
-            return None  # the first was logged; without psutil nothing is watched, but what was asked for is done
-
     def _clean(self, force: bool) -> int | None:
-        began = time.monotonic()
-        before = self._measure()
-        failures = 0
-        for callback in self._callbacks.live():
-            outcome, _ = callback.call(logger, "cleanup callback")
-            failures += outcome == "raised"
-        collected = force or not _streams
-        if collected:
+        self._is_armed, self._acted_at = False, time.monotonic()
+        before = self._usage_if_readable()
+        failures = self._callbacks.call(logger, "cleanup callback")
+        has_collected = force or not _streams
+        if has_collected:
             gc.collect()
-        trimmed = malloc_trim()
-        after = self._measure()
+        malloc_trim()
+        after = self._usage_if_readable()
         freed = None if before is None or after is None else max(0, before - after)
         now = time.monotonic()
-        with self._edge:
-            self._acted_at = now
-            self._armed = after is not None and after < self._limit() * REARM_SHARE
-        self._cleanups += 1
-        self._failures += failures
-        self._freed += freed or 0
         self._last_cleanup = {
             "time": time.time(),
-            "seconds": now - began,
+            "seconds": now - self._acted_at,
             "forced": force,
-            "collected_garbage": collected,
-            "trimmed_heap": trimmed,
+            "collected_garbage": has_collected,
             "freed_bytes": freed,
-            "failures": failures,
+            "failed_callbacks": failures,
         }
+        self._is_armed = after is not None and after < self._limit() * REARM_SHARE
+        self._acted_at = now
+        self._cleanups += 1
+        self._failed_callbacks += failures
+        self._freed += freed or 0
         logger.info(
             "cleanup: %s MB before, %s MB freed, %d callbacks failed",
             "?" if before is None else f"{before / MB:.1f}",
@@ -480,8 +420,8 @@ class MemoryMonitor:
     def start_monitoring(self, interval_seconds: float = MEMORY_CHECK_INTERVAL_SECONDS) -> None:
         """Take a sample, and clean up where that is due, now and every `interval_seconds`, in a thread.
 
-        There is one thread, however often this is called: started again, it goes on with the new interval. It ends
-        with `stop_monitoring`, with the monitor, and with the interpreter.
+        Started again, the thread before ends, and one with the new interval begins. It ends with `stop_monitoring`,
+        with the monitor, and with the interpreter.
 
         Parameters
         ----------
@@ -492,83 +432,71 @@ class MemoryMonitor:
         ------
         TypeError, ValueError
             `interval_seconds` is no finite number above 0.
-        MemoryUnreadable, ModuleNotFoundError
+        MemoryUnreadable, MissingPackage
             Memory cannot be read; nothing was started.
         """
-        interval = _positive(interval_seconds, "interval_seconds", "seconds")
+        interval = positive(interval_seconds, "interval_seconds", "seconds")
         if interval > threading.TIMEOUT_MAX:
             raise ValueError(f"interval_seconds must be at most {threading.TIMEOUT_MAX:.0f}, got {interval_seconds!r}")
-        self._usage()
-        if self._watch.start(interval):
-            logger.info(
-                "watching memory every %g s, limit %.0f MB, now %.1f MB",
-                interval,
-                self.get_memory_limit(),
-                self._peak / MB,
+        usage = self._usage()
+        with self._starting:
+            self.stop_monitoring()
+            ended: queue.SimpleQueue[None] = queue.SimpleQueue()
+            thread = threading.Thread(
+                target=_watch, args=(weakref.ref(self), ended, interval), name="pcmring-memory-monitor", daemon=True
             )
+            # Also at the interpreter's exit: a daemon thread would be frozen in whatever it was doing.
+            self._end = weakref.finalize(self, ended.put, None)
+            self._thread, self._interval = thread, interval
+            thread.start()
+        logger.info(
+            "watching memory every %g s, limit %.0f MB, now %.1f MB", interval, self.get_memory_limit(), usage / MB
+        )
 
     def stop_monitoring(self) -> None:
         """Stop; again does nothing. Returns at once, also from inside a callback.
 
-        A thread that is inside a callback is not waited for. It does nothing more once the callback returns.
+        A thread that is inside a callback is not waited for; it ends with the cleanup it is in.
         """
-        watch = self._watch
-        thread = watch.thread
-        if thread is None:
-            return
-        watch.end()
-        if thread is not threading.current_thread():
+        thread, end = self._thread, self._end
+        if end is not None:
+            end()
+        if thread is not None and thread.is_alive() and thread is not threading.current_thread():
             thread.join(timeout=0.04)  # a sleeping one takes well under 1 ms
-        logger.info("memory is no longer watched")
 
     @property
     def monitoring(self) -> bool:
         """Whether the thread is there."""
-        thread = self._watch.thread
-        return thread is not None and thread.is_alive()
-
-    def _check(self) -> None:
-        """What the thread does, once an interval."""
-        try:
-            self.cleanup()
-            self.sample()
-        except MemoryUnreadable:
-            pass  # logged by the reading, and counted; the next one may work
+        return self._thread is not None and self._thread.is_alive()
 
     def sample(self) -> MemorySample:
         """Read the memory by kind now, and add it to the history.
 
         Raises
         ------
-        MemoryUnreadable, ModuleNotFoundError
+        MemoryUnreadable, MissingPackage
             As `get_memory_usage`.
         """
         rss = self._usage()
-        parts = dict.fromkeys(KINDS, 0)
-        for kind, sources in self._sources.items():
-            for source in sources.live():
-                outcome, size = source.call(logger, f"source of {kind} memory", repeat=False)
-                if outcome == "returned":
-                    parts[kind] += self._checked(size, source, kind)
+        parts = {
+            kind: sum(self._size(kind, source) for source in sources.live()) for kind, sources in self._sources.items()
+        }
         sample = MemorySample(time.time(), rss, **parts, other=max(0, rss - sum(parts.values())), limit=self._limit())
         self._history.append(sample)
-        self._samples += 1
         return sample
 
     @staticmethod
-    def _checked(size: object, source: Callback, kind: str) -> int:
+    def _size(kind: str, source: Callback) -> int:
+        function = source.get()
         try:
-            number = operator.index(size)  # type: ignore[arg-type]
-        except TypeError:
-            number = -1
-        if number >= 0:
-            source.warned = False
-            return number
-        if not source.warned:
-            source.warned = True
-            what = name_of(source.get())
-            logger.warning("source of %s memory %s must return bytes, an int from 0 up, not %r", kind, what, size)
-        return 0
+            size = 0 if function is None else operator.index(function())
+        except Exception:  # not our code: as a cleanup callback, but not with every sample
+            if not source.failed:
+                logger.exception("source of %s memory %r failed", kind, function)
+            source.failed = True
+            return 0
+        source.failed = False
+        return size
 
     def get_history(self) -> list[MemorySample]:
         """Return the samples of the last day at most, the oldest first: what a timeline shows."""
@@ -582,15 +510,13 @@ class MemoryMonitor:
         dict
             ``memory_usage_mb`` (float, None if unreadable), ``is_high`` (likewise), ``memory_limit_mb`` (the limit
             that holds), ``max_memory_mb`` (the one asked for), ``peak_memory_mb`` (of all readings), ``monitoring``
-            (bool), ``interval_seconds`` (float), ``samples`` (ever taken), ``failed_readings``, ``cleanups``,
-            ``failed_callbacks``, ``freed_bytes`` (measured, of all cleanups), ``freed_mb``, ``cleanup_callbacks``
-            (those that are alive), ``streams`` (open leases of this process), and ``last_cleanup``: None or a dict of
-            ``time`` (seconds since the epoch), ``seconds``, ``forced``, ``collected_garbage``, ``trimmed_heap``,
-            ``freed_bytes`` (None if not measured) and ``failures``.
+            (bool), ``interval_seconds``, ``failed_readings``, ``cleanups``, ``failed_callbacks``, ``freed_mb``
+            (measured, of all cleanups), ``cleanup_callbacks`` (those that are alive), ``streams`` (open leases of
+            this process), and ``last_cleanup``: None or a dict of ``time`` (seconds since the epoch), ``seconds``,
+            ``forced``, ``collected_garbage``, ``freed_bytes`` (None if not measured) and ``failed_callbacks``.
         """
-        usage = self._measure()
+        usage = self._usage_if_readable()
         limit = self._limit()
-        last = self._last_cleanup
         return {
             "memory_usage_mb": None if usage is None else usage / MB,
             "is_high": None if usage is None else usage > limit,
@@ -598,16 +524,14 @@ class MemoryMonitor:
             "max_memory_mb": self._max_memory_mb,
             "peak_memory_mb": self._peak / MB,
             "monitoring": self.monitoring,
-            "interval_seconds": self._watch.interval,
-            "samples": self._samples,
+            "interval_seconds": self._interval,
             "failed_readings": self._failed_readings,
             "cleanups": self._cleanups,
-            "failed_callbacks": self._failures,
-            "freed_bytes": self._freed,
+            "failed_callbacks": self._failed_callbacks,
             "freed_mb": self._freed / MB,
-            "cleanup_callbacks": len(self._callbacks),
+            "cleanup_callbacks": len(self._callbacks.live()),
             "streams": len(_streams),
-            "last_cleanup": None if last is None else dict(last),
+            "last_cleanup": self._last_cleanup,
         }
 
     def __enter__(self) -> Self:
@@ -626,7 +550,6 @@ def _after_fork() -> None:
     """In the child there are no threads and no streams, and a lock may be held by a thread that is not there."""
     _streams.clear()
     for monitor in list(_monitors):
-        monitor._end_watch.detach()
         monitor._make_locks()
 
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 import logging
 import os
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from pcmring import _tempfiles
 from pcmring._callbacks import Callback, Callbacks
+from pcmring._late import load
 from pcmring._monitor import MemoryMonitor
-from pcmring._tempfiles import EMPTY_BYTES, RECORDING_MAX_AGE_SECONDS, TempFile, TempFileStore
+from pcmring._tempfiles import RECORDING_MAX_AGE_SECONDS, TempFile
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -50,8 +53,8 @@ class ResourceManager:
         Has `cleanup` called by its cleanups, after pools and buffers. Holds the manager weakly.
     directory : path-like, optional
         The folder for `create_temp_file` and `recover`: this user's own, mode 0700, made when first needed. The
-        default is ``$PCMRING_TEMP``, else ``pcmring/recordings`` under ``$XDG_STATE_HOME`` (``~/.local/state``) or what
-        corresponds to it on other platforms.
+        default is ``recordings`` in the platform's folder for a program's state (``~/.local/state/pcmring``), which
+        outlives a reboot.
 
     Raises
     ------
@@ -70,15 +73,33 @@ class ResourceManager:
         if monitor is not None and not isinstance(monitor, MemoryMonitor):
             raise TypeError(f"monitor must be a MemoryMonitor or None, got {monitor!r}")
         self.monitor = monitor
-        self._files = TempFileStore(directory)
+        self._directory = None if directory is None else os.path.abspath(directory)
+        self._files: dict[TempFile, None] = {}
         self._callbacks = Callbacks()
         self._watched: dict[int, weakref.finalize[Any, Any]] = {}
         self._numbers = count()
         if monitor is not None:
             monitor.add_cleanup_callback(self.cleanup, stage="files")
-        self._last = weakref.finalize(self, self._files.clean)
+        self._last = weakref.finalize(self, _tempfiles.clean, self._files)
 
     # ---- temporary files ----------------------------------------------------------------------------------------
+
+    @property
+    def directory(self) -> str:
+        """Where `create_temp_file` makes files, and `recover` looks for them.
+
+        Raises
+        ------
+        MissingPackage
+            None was chosen, and platformdirs, which knows the platform's, is not installed.
+        """
+        if self._directory is None:
+            state = load("platformdirs").user_state_dir("pcmring", appauthor=False)
+            self._directory = os.path.join(state, "recordings")
+        return self._directory
+
+    def _find(self, path: str) -> TempFile | None:
+        return next((file for file in self.get_temp_files() if file.path == path), None)
 
     def add_temp_file(
         self, path: str | bytes | os.PathLike[Any], owner: object = None, state: str | None = None
@@ -86,14 +107,14 @@ class ResourceManager:
         """Look after a temporary file that somebody else made or will make.
 
         With the path alone, nobody holds it and the next cleanup deletes it, unless this process still has it open
-        for writing. A file that is known stays as it is.
+        for writing (known on Linux only). A file that is known stays as it is.
 
         Parameters
         ----------
         path : path-like
             A regular file, or nothing yet. Its folder's links are resolved now.
-        owner : object or int, optional
-            Who holds it: an object, weakly, or the pid of a process. A finished file is kept while its owner lives.
+        owner : object, optional
+            Who holds it, weakly. A finished file is kept while its owner lives.
         state : {"recording", "finished", "released"}, optional
             "released" without owner, "finished" with one. In state "recording" or "finished" without an owner, this
             process holds it, until it is released.
@@ -106,47 +127,66 @@ class ResourceManager:
         Raises
         ------
         ValueError
-            `path` names a folder, a link or a device; `state` is unknown; `owner` is no living process's pid.
+            `path` names a folder, a link or a device; `state` is unknown; the file was made by `create_temp_file`.
         TypeError
             `path` is no path, or `owner` cannot be weakly referenced.
 
         Notes
         -----
-        What is deleted is the file that was registered (device, inode, user), or if there was none yet, a regular file
-        of this user; never what a symbolic link leads to. If another file stands there, it is left alone and a warning
+        What is deleted is the file that was registered (device, inode), or if there was none yet, a regular file of
+        this user; never what a symbolic link leads to. If another file stands there, it is left alone and a warning
         is logged.
         """
-        return self._files.add(path, owner, state)
+        absolute = _tempfiles.absolute(path)
+        known = self._find(absolute)
+        if known is not None and owner is None and state is None:
+            return known  # it says nothing new, and must not undo what was said before
+        if known is not None and known.is_locked:
+            raise ValueError(f"{absolute!r} was made by create_temp_file: use its TempFile")
+        state = state or ("released" if owner is None else "finished")
+        if state not in _tempfiles.STATES:
+            raise ValueError(f"state must be one of {', '.join(map(repr, _tempfiles.STATES))}, got {state!r}")
+        file = TempFile(absolute, owner, state)
+        if known is not None:
+            known.forget()
+        self._files[file] = None
+        return file
 
     def remove_temp_file(self, path: str | bytes | os.PathLike[Any]) -> bool:
         """Stop looking after a file, and leave it where it is.
+
+        One made by `create_temp_file` should have been moved out of its folder before: what is left there without
+        anybody's care is found by `recover`.
 
         Returns
         -------
         bool
             Whether it was looked after.
         """
-        return self._files.remove(path)
+        file = self._find(_tempfiles.absolute(path))
+        if file is None:
+            return False
+        file.forget()
+        self._files.pop(file, None)
+        return True
 
-    def create_temp_file(
-        self, suffix: str = ".wav", prefix: str = "recording-", owner: object = None, state: str = "recording"
-    ) -> TempFile:
-        """Make an empty file, mode 0600, in a folder of this user's own, and look after it.
+    def create_temp_file(self, suffix: str = ".wav", owner: object = None) -> TempFile:
+        """Make an empty file, mode 0600, in a folder of this user's own, and look after it in state "recording".
 
-        It is written down who made it, so after a crash the next program finds it with `recover`.
+        It is locked as long as this process and the `TempFile` live, so after a crash the next program finds it with
+        `recover`.
 
         Parameters
         ----------
-        suffix, prefix : str
-            Of its name; between them stand 16 random characters. Anything but separators and NUL.
-        owner : object or int, optional
-            Who holds it, as in `add_temp_file`. None: this process, until it is released.
-        state : {"recording", "finished"}
+        suffix : str
+            A dot, letters and digits: the last part of its name.
+        owner : object, optional
+            Who holds it, weakly. None: this process, until it is released.
 
         Returns
         -------
         TempFile
-            Write to its `path`, or to its `open()`.
+            Write to its `path`.
 
         Raises
         ------
@@ -155,43 +195,45 @@ class ResourceManager:
         OSError
             The disk is full, or the file cannot be made for another reason. Nothing is left behind.
         ValueError, TypeError
-            `suffix`, `prefix`, `state` or `owner` is not legal.
+            `suffix` or `owner` is not legal.
+        MissingPackage
+            As `directory`.
         """
-        return self._files.create(prefix, suffix, owner, state)
+        file = _tempfiles.create(self.directory, suffix, owner)
+        self._files[file] = None
+        return file
 
     def get_temp_files(self) -> list[TempFile]:
-        """Return the files looked after, in the order they came."""
-        return self._files.files()
+        """Return the files looked after, in the order they came. A forked child has none of its parent's."""
+        return [file for file in self._files.copy() if file.is_ours]
 
-    def recover(
-        self, max_age_seconds: float = RECORDING_MAX_AGE_SECONDS, empty_bytes: int = EMPTY_BYTES
-    ) -> list[TempFile]:
+    def recover(self, max_age_seconds: float = RECORDING_MAX_AGE_SECONDS) -> list[TempFile]:
         """Return the recordings that programs left behind when they died, the oldest first.
 
-        Each is looked after from now on, as finished and held by this process: `TempFile.release` it, or
-        `remove_temp_file` it when it has been moved. Of programs that call this at the same time, one gets it. If
-        this one dies too, the next will find it.
+        Each is looked after from now on, as finished and held by this process: `TempFile.release` it, or move it and
+        `remove_temp_file` it. Of programs that call this at the same time, one gets it. If this one dies too, the
+        next will find it.
 
-        Deletes the files of dead programs that are empty, were released, or are older than stated. Touches nothing
-        of a living program, and nothing whose owner is not written down.
+        Deletes the files of dead programs that are empty (no more than a WAV header) or older than stated. Touches
+        nothing of a living program, and nothing that `create_temp_file` did not make.
 
         Parameters
         ----------
         max_age_seconds : float
             Older ones (by their last change) are deleted. The default is 30 days; ``inf`` keeps all.
-        empty_bytes : int
-            A file up to this size is empty. The default is a WAV header without a sample.
 
         Raises
         ------
-        PermissionError
+        PermissionError, MissingPackage
             As `create_temp_file`.
 
         Notes
         -----
-        Elsewhere than on Linux, whether a program is dead is known with psutil only; without it none is.
+        Where the file system has no locks (flock), nothing is known of a program's death, and nothing is touched.
         """
-        return self._files.recover(max_age_seconds, empty_bytes)
+        found = _tempfiles.recover(self.directory, max_age_seconds)
+        self._files.update(dict.fromkeys(found))
+        return found
 
     # ---- objects ------------------------------------------------------------------------------------------------
 
@@ -251,9 +293,8 @@ class ResourceManager:
         -----
         A callback that raises is logged once, with its traceback, and the others are still called.
         """
-        for callback in self._callbacks.live():
-            callback.call(logger, "cleanup callback")
-        return self._files.clean()
+        self._callbacks.call(logger, "cleanup callback")
+        return _tempfiles.clean(self._files)
 
     def close(self) -> None:
         """Clean up and let go of everything; again does nothing. Callbacks are called one last time."""
@@ -279,17 +320,18 @@ class ResourceManager:
             without a monitor, the first also if memory cannot be read). Further ``temp_files_recording``,
             ``temp_files_finished``, ``temp_files_released`` (counts) and ``temp_files_bytes`` (their size on disk).
         """
-        files = self._files.files()
+        files = self.get_temp_files()
         statistics = {} if self.monitor is None else self.monitor.get_statistics()
+        states = Counter(file.state for file in files)
         return {
             "temp_files_count": len(files),
             "weak_refs_count": len(self._watched),
-            "cleanup_callbacks_count": len(self._callbacks),
+            "cleanup_callbacks_count": len(self._callbacks.live()),
             "memory_usage_mb": statistics.get("memory_usage_mb"),
             "memory_limit_mb": statistics.get("memory_limit_mb"),
-            "temp_files_recording": sum(file.state == "recording" for file in files),
-            "temp_files_finished": sum(file.state == "finished" for file in files),
-            "temp_files_released": sum(file.state == "released" for file in files),
+            "temp_files_recording": states["recording"],
+            "temp_files_finished": states["finished"],
+            "temp_files_released": states["released"],
             "temp_files_bytes": sum(file.size_bytes for file in files),
         }
 
@@ -300,4 +342,4 @@ class ResourceManager:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<ResourceManager temp_files={len(self._files.files())} watched={len(self._watched)}>"
+        return f"<ResourceManager temp_files={len(self.get_temp_files())} watched={len(self._watched)}>"

@@ -1,52 +1,41 @@
 """Temporary files: which are ours, who holds each, and how one is deleted without deleting anything else.
 
-Who owns what. A `TempFile` is one file that was handed to us or made by us. Its state only moves forward: "recording",
-"finished", "released", then gone. It may be deleted when it is released, or finished with its owner dead; never before,
-and only by the process that registered it. Both conditions stay true once they are, so no lock has to span the
-decision and the deletion.
+Who owns what. A `TempFile` is one file that was made by us or handed to us. Its state only moves forward: "recording",
+"finished", "released", then "gone". It may be deleted when it is released, or finished with its owner dead, and only
+by the process that registered it. Once that is true it stays true, so no lock spans the decision and the deletion.
 
-Files we make lie in one folder per user, 0700 and ours; whoever could play tricks there could as well be us. Every
-operation goes through the folder's descriptor and follows no symbolic link. Files from elsewhere were handed over by
-path: what is deleted there is the regular file of ours that was handed over, by device and inode, through its folder's
-descriptor. A symbolic link, another's file or another file under the same name stays. (Between that look and the
-unlink, whoever may write to such a folder can put another file in place, and loses that one: an unlink follows no
-link.)
+Files we make lie in one folder of this user's own, 0700; whoever could play tricks there could as well be us. The
+process that made one keeps a lock on it (flock), which the kernel drops however the process ends. So a file of ours
+that nobody locks was left behind. That needs no pid, which is used again, and holds between containers that share the
+folder; the pid in the name is for people.
 
-What is on disk. Beside each file we make lies a note ``.NAME.json`` with its owner's pid and that process's start time
-(a pid alone is used again). The note comes before the file and goes after it, and is replaced whole. The owner also
-keeps a lock on the file while it lives: the kernel drops it however the process ends, and it holds between containers
-that share a folder and see each other's pids differently. An owner is dead when both say so. Who finds such a
-file takes the lock before anything else, so of two programs that start at the same time one gets it.
+Deleting goes through the folder's descriptor and follows no link. What is deleted is the regular file that was
+registered, by device and inode. A link, another's file or another file under the same name stays. (Between that look
+and the unlink, whoever may write to a folder that is not ours can put another file in place, and loses that one: an
+unlink follows no link.)
 
-A file without a note, or with a note that says something else, is not ours to delete.
-
-Not run: Windows, which has neither descriptors of folders nor these locks. There the same calls work by path, and an
-owner is judged by psutil.
+POSIX only: Windows has neither descriptors of folders nor these locks.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
 import secrets
 import stat
 import sys
-import tempfile
+import threading
 import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
-__all__ = ["RECORDING_MAX_AGE_SECONDS", "TempFile", "TempFileStore", "default_folder"]
+__all__ = ["RECORDING_MAX_AGE_SECONDS", "TempFile", "absolute", "clean", "create", "recover"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,146 +43,36 @@ logger = logging.getLogger(__name__)
 RECORDING_MAX_AGE_SECONDS = 30 * 24 * 3600
 #: A file up to this size is empty: a WAV header without one sample.
 EMPTY_BYTES = 44
-
-#: A half-written note that is older was left by a crash. An hour is long for a file of 300 bytes.
-STALE_NOTE_SECONDS = 3600
-#: Bytes of a name of ours: a note's is 15 longer, and most file systems end at 255.
-LONGEST_NAME = 240
-
 STATES = ("recording", "finished", "released")
 
-_HALF_NOTE = re.compile(r"\..+\.json\.[0-9a-f]{8}", re.DOTALL)
-
-_BY_DESCRIPTOR = os.open in os.supports_dir_fd and os.unlink in os.supports_dir_fd and os.stat in os.supports_dir_fd
-_OPEN = (
-    getattr(os, "O_NOFOLLOW", 0)
-    | getattr(os, "O_CLOEXEC", 0)
-    | getattr(os, "O_NONBLOCK", 0)
-    | getattr(os, "O_BINARY", 0)
-)
-
-_files: weakref.WeakSet[TempFile] = weakref.WeakSet()
+_OURS = re.compile(r"recording-\d+-[0-9a-f]{16}(\.[A-Za-z0-9]+)?")
+#: Descriptors of locks. A forked child closes its copies, so that it does not keep its parent's locks alive.
+_lock_fds: set[int] = set()
 
 
-def default_folder() -> Path:
-    """Return where temporary recordings of this user lie.
-
-    ``$PCMRING_TEMP`` if set; else ``pcmring/recordings`` in the platform's folder for an application's state. Not a
-    folder in memory and not one that a reboot empties, such as ``/tmp`` or ``$XDG_RUNTIME_DIR``: there would be
-    nothing to recover. Where there is no home, ``pcmring-UID`` in the folder for temporary files.
-    """
-    chosen = os.environ.get("PCMRING_TEMP")
-    if chosen:
-        return Path(chosen)
-    try:
-        home = Path.home()
-    except RuntimeError:
-        home = Path("/nonexistent")
-    if sys.platform == "darwin":
-        base = home / "Library" / "Application Support"
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
-    else:
-        state = os.environ.get("XDG_STATE_HOME", "")
-        base = Path(state) if os.path.isabs(state) else home / ".local" / "state"
-    if not home.is_dir() or not os.access(home, os.W_OK | os.X_OK):
-        user = os.geteuid() if hasattr(os, "geteuid") else "user"
-        return Path(tempfile.gettempdir()) / f"pcmring-{user}"
-    return base / "pcmring" / "recordings"
+def _need_posix() -> None:
+    if sys.platform == "win32":
+        raise NotImplementedError("looking after temporary files needs a POSIX system")
 
 
-# ---- processes -------------------------------------------------------------------------------------------------------
+def _open_folder(path: str) -> int:
+    # The path was resolved when it was registered: a link at its end was put there since.
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
-def process_start(pid: int) -> str | None:
-    """What tells a process from a later one of the same pid; "" if there is no such process, None if unknown."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            boot = file.read().strip()
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            # the name in parentheses may hold anything, parentheses too; then state is field 3, start time field 22
-            fields = file.read().rpartition(b")")[2].split()
-    except FileNotFoundError:
-        if os.path.exists("/proc/self/stat"):
-            return ""
-    except ProcessLookupError:  # ended while it was read
-        return ""
-    except OSError:
-        return None
-    else:
-        return "" if fields[0] in (b"Z", b"X") else f"{boot}:{fields[19].decode()}"
-    try:
-        import psutil
-    except ImportError:
-        return None
-    try:
-        return f"{psutil.Process(pid).create_time():.2f}"
-    except psutil.NoSuchProcess:
-        return ""
-    except psutil.Error:
-        return None
+def _identity(facts: os.stat_result) -> tuple[int, int]:
+    return facts.st_dev, facts.st_ino
 
 
-def process_is_dead(pid: int, start: str | None) -> bool:
-    """Whether the process that had `pid` and `start` has certainly ended."""
-    now = process_start(pid)
-    return now is not None and start is not None and now != start
-
-
-# ---- one file --------------------------------------------------------------------------------------------------------
-
-
-class _Folder:
-    """Operations on the names of one folder, through its descriptor where the system can."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.fd: int | None = None
-        if _BY_DESCRIPTOR:
-            # The path was resolved when the folder was chosen: a link at its end was put there since.
-            self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-
-    def at(self, name: str) -> str:
-        return os.path.join(self.path, name) if self.fd is None else name
-
-    def open(self, name: str, flags: int, mode: int = 0o600) -> int:
-        return os.open(self.at(name), flags | _OPEN, mode, dir_fd=self.fd)
-
-    def stat(self, name: str) -> os.stat_result | None:
-        """The name's own facts, not those of what a link leads to; None if it is not there."""
-        try:
-            return os.stat(self.at(name), dir_fd=self.fd, follow_symlinks=False)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-
-    def unlink(self, name: str) -> None:
-        with suppress(FileNotFoundError):
-            os.unlink(self.at(name), dir_fd=self.fd)
-
-    def replace(self, old: str, new: str) -> None:
-        os.replace(self.at(old), self.at(new), src_dir_fd=self.fd, dst_dir_fd=self.fd)
-
-    def names(self) -> list[str]:
-        return os.listdir(self.path if self.fd is None else self.fd)
-
-    def close(self) -> None:
-        if self.fd is not None:
-            os.close(self.fd)
-            self.fd = None
-
-
-def _open_for_writing(identity: tuple[int, int], own_fd: int | None) -> bool:
+def _is_open_for_writing(identity: tuple[int, int], own_fd: int | None) -> bool:
     """Whether this process has the file open for writing: then it is being recorded, whatever anyone declared.
 
     Linux only; elsewhere False. `own_fd` does not count.
     """
     with suppress(OSError):
         for fd in os.listdir("/proc/self/fd"):
-            if fd == str(own_fd):
-                continue
             with suppress(OSError):  # closed meanwhile, listdir's own for one
-                facts = os.stat(f"/proc/self/fd/{fd}")
-                if (facts.st_dev, facts.st_ino) == identity:
+                if int(fd) != own_fd and _identity(os.stat(f"/proc/self/fd/{fd}")) == identity:
                     with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
                         flags = next(line for line in file if line.startswith("flags:"))
                     if int(flags.split()[1], 8) & os.O_ACCMODE != os.O_RDONLY:
@@ -210,39 +89,40 @@ class TempFile:
         Absolute.
     state : {"recording", "finished", "released", "gone"}
         "recording": somebody writes to it; it is never deleted. "finished": it is whole, and kept while its owner
-        lives. "released": the next cleanup deletes it. "gone": deleted, moved, or out of our care.
-    created : float
-        Seconds since the epoch: when it was registered first.
+        lives. "released": the next cleanup deletes it. "gone": deleted, or out of our care.
+    modified : float
+        Seconds since the epoch: its last change when it came into our care, 0 if there was no file yet.
     recovered : bool
         It was left behind by a process that died.
     """
 
-    def __init__(self, path: str, owner: object, state: str, note: str | None = None) -> None:
+    def __init__(
+        self, path: str, owner: object, state: str, lock_fd: int | None = None, *, recovered: bool = False
+    ) -> None:
+        _need_posix()
         self.path = path
         self.state = state
-        self.created = time.time()
-        self.recovered = False
-        self.pid = os.getpid()
-        self._folder_path, self._name = os.path.split(path)
-        self._note = note  # its name, if we made the file
+        self.recovered = recovered
+        self._pid = os.getpid()
         self._lock_fd: int | None = None
-        self._identity: tuple[int, int] | None = None  # device, inode
-        self._user = os.geteuid() if hasattr(os, "geteuid") else 0
-        self._owner_process: tuple[int, str | None] | None = None
+        self._deleting = threading.Lock()  # never waited for
         self._owner: weakref.ref[Any] | None = None
-        if type(owner) is int:
-            start = process_start(owner)
-            if owner <= 0 or start == "":
-                raise ValueError(f"owner must be a weakly referenceable object or the pid of a process, got {owner!r}")
-            self._owner_process = (owner, start)
-        elif owner is not None:
+        if owner is not None:
             try:
                 self._owner = weakref.ref(owner)
             except TypeError:
-                raise TypeError(
-                    f"owner must be a weakly referenceable object or the pid of a process, got {owner!r}"
-                ) from None
-        _files.add(self)
+                raise TypeError(f"owner must be weakly referenceable, got {owner!r}") from None
+        self._identity: tuple[int, int] | None = None  # None: there is no such file yet
+        self.modified = 0.0
+        with suppress(FileNotFoundError, NotADirectoryError):
+            facts = os.lstat(path)
+            if not stat.S_ISREG(facts.st_mode):
+                raise ValueError(f"path must name a regular file, not a folder, link or device; got {path!r}")
+            self._identity = _identity(facts)
+            self.modified = facts.st_mtime
+        if lock_fd is not None:
+            _lock_fds.add(lock_fd)
+            self._lock_fd = lock_fd
 
     @property
     def size_bytes(self) -> int:
@@ -253,24 +133,25 @@ class TempFile:
             return 0
 
     @property
-    def owner_alive(self) -> bool:
-        """Whether who holds it is there. Without an owner, this process holds it."""
-        if self._owner is not None:
-            return self._owner() is not None
-        return self._owner_process is None or not process_is_dead(*self._owner_process)
+    def is_ours(self) -> bool:
+        """Whether it is in this process's care: a forked child has none of its parent's."""
+        return self._pid == os.getpid() and self.state != "gone"
 
     @property
-    def deletable(self) -> bool:
+    def is_locked(self) -> bool:
+        """Whether it lies in our folder, made there or recovered."""
+        return self._lock_fd is not None
+
+    @property
+    def is_deletable(self) -> bool:
         """Whether nobody holds it. Once True, always True."""
-        return self.pid == os.getpid() and (
-            self.state == "released" or (self.state == "finished" and not self.owner_alive)
-        )
+        has_dead_owner = self._owner is not None and self._owner() is None
+        return self.is_ours and (self.state == "released" or (self.state == "finished" and has_dead_owner))
 
     def finish(self) -> None:
         """Say that it is whole: nobody writes to it any more. Kept until released, or until the owner dies."""
         if self.state == "recording":
             self.state = "finished"
-            self._write_note()
 
     def release(self) -> None:
         """Say that nobody needs it; the next cleanup deletes it. Again does nothing.
@@ -284,41 +165,11 @@ class TempFile:
             raise RuntimeError(f"{self.path!r} is being recorded: finish() it before release()")
         if self.state == "finished":
             self.state = "released"
-            self._write_note()
-
-    def open(self, mode: str = "r+b") -> IO[Any]:
-        """Open the file that was registered, and never another that a link put in its place.
-
-        Parameters
-        ----------
-        mode : {"rb", "r+b"}
-
-        Raises
-        ------
-        ValueError
-            Another mode.
-        OSError
-            The file is gone, or another one stands there.
-        """
-        if mode not in ("rb", "r+b"):
-            raise ValueError(f"mode must be 'rb' or 'r+b', got {mode!r}")
-        folder = _Folder(self._folder_path)
-        try:
-            fd = folder.open(self._name, os.O_RDONLY if mode == "rb" else os.O_RDWR)
-        finally:
-            folder.close()
-        facts = os.fstat(fd)
-        if self._identity is not None and (facts.st_dev, facts.st_ino) != self._identity:
-            os.close(fd)
-            raise OSError(f"{self.path!r} is not the file that was registered")
-        return os.fdopen(fd, mode)
 
     def forget(self) -> None:
         """Take it out of our care; the file stays where it is, if it is there."""
-        if self.pid == os.getpid() and self.state != "gone":
-            self.state = "gone"
-            self._drop_note()
-            self._unlock()
+        self.state = "gone"
+        self._unlock()
 
     def delete(self) -> bool:
         """Delete it if nobody holds it and it is still the file that was registered.
@@ -333,125 +184,42 @@ class TempFile:
         OSError
             The system refused; it stays in our care, and may be tried again.
         """
-        if not self.deletable:
-            return False
+        if not self._deleting.acquire(blocking=False):
+            return False  # another thread does it right now
         try:
-            folder = _Folder(self._folder_path)
+            return self.is_deletable and self._delete()
+        finally:
+            self._deleting.release()
+
+    def _delete(self) -> bool:
+        folder, name = os.path.split(self.path)
+        try:
+            folder_fd = _open_folder(folder)
         except (FileNotFoundError, NotADirectoryError):
             self.forget()
             return False
         try:
-            facts = folder.stat(self._name)
-            if facts is None:
+            facts = os.stat(name, dir_fd=folder_fd, follow_symlinks=False)
+            is_same = _identity(facts) == self._identity if self._identity else facts.st_uid == os.geteuid()
+            if not (is_same and stat.S_ISREG(facts.st_mode)):
+                logger.warning("%r is not the file that was registered: left alone, no longer looked after", self.path)
                 self.forget()
                 return False
-            identity = (facts.st_dev, facts.st_ino)
-            if (
-                not stat.S_ISREG(facts.st_mode)
-                or identity != (self._identity or identity)
-                or (hasattr(os, "geteuid") and facts.st_uid != self._user)
-            ):
-                logger.warning(
-                    "%r is not the file that was registered: left alone, and no longer looked after", self.path
-                )
-                self.forget()
+            if _is_open_for_writing(_identity(facts), self._lock_fd):
                 return False
-            if _open_for_writing(identity, self._lock_fd):
-                return False
-            folder.unlink(self._name)
+            os.unlink(name, dir_fd=folder_fd)
+        except FileNotFoundError:
+            self.forget()
+            return False
         finally:
-            folder.close()
+            os.close(folder_fd)
         self.forget()
-        return True
-
-    # ---- what is on disk ----------------------------------------------------------------------------------------
-
-    def _identify(self) -> None:
-        """Remember which file it is, if it is there.
-
-        Raises
-        ------
-        ValueError
-            It is no regular file.
-        """
-        try:
-            facts = os.lstat(self.path)
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        if not stat.S_ISREG(facts.st_mode):
-            raise ValueError(f"path must name a regular file, not a folder, link or device; got {self.path!r}")
-        self._identity = (facts.st_dev, facts.st_ino)
-        self._user = facts.st_uid
-
-    def _content(self) -> dict[str, Any]:
-        return {
-            "version": 1,
-            "file": self._name,
-            "pid": self.pid,
-            "start": process_start(self.pid),
-            "state": self.state,
-            "created": self.created,
-            "identity": self._identity,
-            "recovered": self.recovered,
-        }
-
-    def _write_note(self, folder: _Folder | None = None) -> None:
-        """Write the state down, whole or not at all.
-
-        With a `folder`, a failure is the caller's; else the older note stays, which says less but nothing wrong.
-        """
-        if self._note is None or self.pid != os.getpid():
-            return
-        own = folder is None
-        temporary = f"{self._note}.{secrets.token_hex(4)}"
-        try:
-            folder = folder or _Folder(self._folder_path)
-            try:
-                fd = folder.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-                try:
-                    with os.fdopen(fd, "w", encoding="ascii") as file:
-                        json.dump(self._content(), file)
-                    folder.replace(temporary, self._note)
-                except BaseException:
-                    folder.unlink(temporary)
-                    raise
-            finally:
-                if own:
-                    folder.close()
-        except OSError as failure:
-            if not own:
-                raise
-            logger.warning("the state of %r could not be written down: %s", self.path, failure)
-
-    def _drop_note(self) -> None:
-        if self._note is not None:
-            try:
-                folder = _Folder(self._folder_path)
-                try:
-                    folder.unlink(self._note)
-                finally:
-                    folder.close()
-            except OSError as failure:
-                if not isinstance(failure, FileNotFoundError):
-                    logger.warning("the note on %r could not be deleted: %s", self.path, failure)
-
-    def _lock(self, folder: _Folder) -> bool:
-        """Lock the file for this process; False if another holds the lock. True where there are no locks."""
-        fd = folder.open(self._name, os.O_RDWR)  # NFS locks only what is open for writing
-        if fcntl is not None:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(fd)
-                return False
-            except OSError as failure:  # a file system without locks: the pid and its start time must do
-                logger.debug("no lock on %r: %s", self.path, failure)
-        self._lock_fd = fd
         return True
 
     def _unlock(self) -> None:
         fd, self._lock_fd = self._lock_fd, None
-        if fd is not None:
+        if fd is not None and self._pid == os.getpid():  # in a forked child the number may be another file's
+            _lock_fds.discard(fd)
             os.close(fd)
 
     def __del__(self) -> None:
@@ -462,240 +230,118 @@ class TempFile:
         return f"<TempFile {self.path!r} {self.state}>"
 
 
-def _after_fork() -> None:
-    """A child looks after nothing of its parent's, and keeps no lock of his alive.
+def absolute(path: str | bytes | os.PathLike[Any]) -> str:
+    """The path of a file, its folder resolved, its last name not followed.
 
-    Closing a copy of the descriptor leaves the parent's lock in place.
+    Raises
+    ------
+    ValueError
+        It names no file.
     """
-    for file in list(_files):
-        file._unlock()
+    text = os.fsdecode(path)
+    folder, name = os.path.split(text)
+    if name in ("", os.curdir, os.pardir) or "\0" in text:
+        raise ValueError(f"path must name a file, got {path!r}")
+    return os.path.join(os.path.realpath(folder or os.curdir), name)
+
+
+@contextmanager
+def _own_folder(path: str) -> Iterator[int]:
+    """A descriptor of the folder, made if need be, and proven to be this user's alone."""
+    _need_posix()
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    fd = _open_folder(path)
+    try:
+        facts = os.fstat(fd)
+        if facts.st_uid != os.geteuid() or facts.st_mode & 0o077:
+            raise PermissionError(
+                f"temporary files need a folder of this user's own with mode 0700; {path!r} belongs to user "
+                f"{facts.st_uid} and has mode {stat.S_IMODE(facts.st_mode):04o}"
+            )
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def create(folder: str, suffix: str, owner: object) -> TempFile:
+    """Make an empty file in `folder`, mode 0600, locked by this process, in state "recording"."""
+    folder = os.path.realpath(folder)
+    with _own_folder(folder) as folder_fd:
+        while True:
+            name = f"recording-{os.getpid()}-{secrets.token_hex(8)}{suffix}"
+            if not _OURS.fullmatch(name):
+                raise ValueError(f"suffix must be a dot, then letters and digits, got {suffix!r}")
+            fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder_fd)
+            try:
+                with suppress(OSError):  # a file system without locks: then nobody can recover it
+                    fcntl.flock(fd, fcntl.LOCK_EX)  # waits no longer than a `recover` looks at the file
+                if os.fstat(fd).st_nlink:
+                    return TempFile(os.path.join(folder, name), owner, "recording", fd)
+            except BaseException:
+                with suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=folder_fd)
+                os.close(fd)
+                raise
+            os.close(fd)  # a `recover` was between, and deleted it as empty and left behind
+
+
+def recover(folder: str, max_age_s: float) -> list[TempFile]:
+    """Return the files of dead programs, the oldest first; delete those that are empty or older than stated."""
+    folder = os.path.realpath(folder)
+    with _own_folder(folder) as folder_fd:
+        names = filter(_OURS.fullmatch, os.listdir(folder_fd))
+        found = [file for name in names if (file := _adopt(folder, folder_fd, name, max_age_s)) is not None]
+    return sorted(found, key=lambda file: file.modified)
+
+
+def _adopt(folder: str, folder_fd: int, name: str, max_age_s: float) -> TempFile | None:
+    """Take over a file whose program is dead, and return it; delete it where that is right."""
+    try:
+        fd = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder_fd)
+        file = None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            facts = os.fstat(fd)
+            here = os.stat(name, dir_fd=folder_fd, follow_symlinks=False)
+            if not stat.S_ISREG(facts.st_mode) or _identity(here) != _identity(facts):
+                return None
+            age_s = time.time() - facts.st_mtime
+            if facts.st_size > EMPTY_BYTES and age_s <= max_age_s:
+                file = TempFile(os.path.join(folder, name), None, "finished", fd, recovered=True)
+                return file
+            os.unlink(name, dir_fd=folder_fd)
+            logger.info("%r deleted: %d bytes, %.0f s old, its program is dead", name, facts.st_size, age_s)
+        finally:
+            if file is None:
+                os.close(fd)
+    except (BlockingIOError, FileNotFoundError):
+        pass  # its program lives, or another one is recovering it, or was faster
+    except OSError as failure:
+        logger.warning("whether %r in %r was left behind is not known: %s", name, folder, failure)
+    return None
+
+
+def clean(files: dict[TempFile, None]) -> int:
+    """Delete what nobody holds, and forget what is gone; return how many files were deleted."""
+    deleted = 0
+    for file in files.copy():  # atomic, as every other operation on it is
+        try:
+            deleted += file.delete()
+        except OSError as failure:
+            logger.warning("%r could not be deleted, and will be tried again: %s", file.path, failure)
+        if file.state == "finished" and not os.path.lexists(file.path):
+            file.forget()
+        if file.state == "gone":
+            files.pop(file, None)
+    return deleted
+
+
+def _after_fork() -> None:
+    for fd in _lock_fds:
+        with suppress(OSError):
+            os.close(fd)
+    _lock_fds.clear()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-# ---- all files of one manager ----------------------------------------------------------------------------------------
-
-
-class TempFileStore:
-    """The temporary files of one `ResourceManager`.
-
-    Parameters
-    ----------
-    folder : path-like or None
-        Where files are made; None is `default_folder`. Made when it is first needed.
-    """
-
-    def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
-        self._chosen = None if folder is None else os.fspath(folder)
-        self._files: dict[str, TempFile] = {}
-
-    @staticmethod
-    def _absolute(path: str | bytes | os.PathLike[Any]) -> str:
-        """The path as a key: its folder resolved, its last name not followed."""
-        text = os.fsdecode(path)
-        folder, name = os.path.split(text)
-        if name in ("", os.curdir, os.pardir) or "\0" in text:
-            raise ValueError(f"path must name a file, got {path!r}")
-        return os.path.join(os.path.realpath(folder or os.curdir), name)
-
-    @property
-    def folder(self) -> str:
-        """Where files are made, and recovered from."""
-        return os.path.abspath(self._chosen if self._chosen is not None else default_folder())
-
-    @contextmanager
-    def _own_folder(self) -> Iterator[_Folder]:
-        """The folder, made if need be, and proven to be ours alone."""
-        path = self.folder
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        with suppress(FileExistsError):
-            os.mkdir(path, 0o700)
-        if os.path.islink(path):
-            raise PermissionError(f"{path!r} is a symbolic link; temporary files need a folder of this user's own")
-        folder = _Folder(path)
-        try:
-            if hasattr(os, "geteuid"):
-                facts = os.stat(path if folder.fd is None else folder.fd)
-                if facts.st_uid != os.geteuid() or facts.st_mode & 0o077:
-                    raise PermissionError(
-                        f"temporary files need a folder of this user's own with mode 0700; {path!r} belongs to user "
-                        f"{facts.st_uid} and has mode {stat.S_IMODE(facts.st_mode):04o}"
-                    )
-            yield folder
-        finally:
-            folder.close()
-
-    def files(self) -> list[TempFile]:
-        """Those in our care, in the order they came. A forked child has none of its parent's."""
-        return [file for file in self._files.copy().values() if file.pid == os.getpid() and file.state != "gone"]
-
-    def add(self, path: str | bytes | os.PathLike[Any], owner: object = None, state: str | None = None) -> TempFile:
-        bare = owner is None and state is None
-        if state is None:
-            state = "released" if owner is None else "finished"
-        if state not in STATES:
-            raise ValueError(f"state must be one of {', '.join(map(repr, STATES))}, got {state!r}")
-        absolute = self._absolute(path)
-        known = self._files.get(absolute)
-        if known is not None and known.pid == os.getpid() and known.state != "gone":
-            if bare:  # says nothing new: it must not undo what was said before
-                return known
-            if known._note is not None:
-                raise ValueError(f"{absolute!r} was made by create_temp_file: use its TempFile")
-        file = TempFile(absolute, owner, state)
-        file._identify()
-        self._files[absolute] = file
-        return file
-
-    def remove(self, path: str | bytes | os.PathLike[Any]) -> bool:
-        file = self._files.pop(self._absolute(path), None)
-        if file is None or file.pid != os.getpid() or file.state == "gone":
-            return False
-        file.forget()
-        return True
-
-    def create(self, prefix: str, suffix: str, owner: object, state: str) -> TempFile:
-        if state not in STATES[:2]:
-            raise ValueError(f"state must be 'recording' or 'finished', got {state!r}")
-        for name, part in (("prefix", prefix), ("suffix", suffix)):
-            if not isinstance(part, str):
-                raise TypeError(f"{name} must be a str, got {part!r}")
-            if "\0" in part or any(separator in part for separator in (os.sep, os.altsep or os.sep)):
-                raise ValueError(f"{name} must be a part of a file's name, without {os.sep!r} or NUL; got {part!r}")
-        name = f"{prefix}{secrets.token_hex(8)}{suffix}"
-        if name.startswith("."):
-            raise ValueError(f"prefix must not begin with a dot, got {prefix!r}")
-        if len(os.fsencode(name)) > LONGEST_NAME:
-            raise ValueError(
-                f"prefix and suffix must be at most {LONGEST_NAME - 16} bytes together, got {prefix + suffix!r}"
-            )
-        with self._own_folder() as folder:
-            file = TempFile(os.path.join(os.path.realpath(folder.path), name), owner, state, f".{name}.json")
-            try:
-                file._write_note(folder)
-                fd = folder.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-                try:
-                    facts = os.fstat(fd)
-                finally:
-                    os.close(fd)
-                file._identity = (facts.st_dev, facts.st_ino)
-                file._lock(folder)
-                file._write_note(folder)
-            except BaseException:
-                if file._identity is not None:
-                    folder.unlink(name)
-                file.forget()
-                raise
-        self._files[file.path] = file
-        return file
-
-    def clean(self) -> int:
-        """Delete what nobody holds; return how many files were deleted."""
-        deleted = 0
-        for file in self.files():
-            if file.deletable:
-                try:
-                    deleted += file.delete()
-                except OSError as failure:
-                    logger.warning("%r could not be deleted, and will be tried again: %s", file.path, failure)
-            elif file.state != "recording" and not os.path.lexists(file.path):
-                file.forget()
-        for path, file in self._files.copy().items():
-            if file.state == "gone" and self._files.get(path) is file:
-                self._files.pop(path, None)
-        return deleted
-
-    # ---- after a crash ------------------------------------------------------------------------------------------
-
-    def recover(self, max_age_seconds: float, empty_bytes: int) -> list[TempFile]:
-        found = []
-        with self._own_folder() as folder:
-            for note in sorted(folder.names()):
-                if _HALF_NOTE.fullmatch(note):
-                    facts = folder.stat(note)
-                    if facts is not None and time.time() - facts.st_mtime > STALE_NOTE_SECONDS:
-                        folder.unlink(note)
-                elif note.startswith(".") and note.endswith(".json"):
-                    try:
-                        file = self._adopt(folder, note, max_age_seconds, empty_bytes)
-                    except FileNotFoundError:  # another program was faster
-                        continue
-                    except OSError as failure:
-                        logger.warning("%r in %r could not be looked into: %s", note, folder.path, failure)
-                        continue
-                    if file is not None:
-                        self._files[file.path] = file
-                        found.append(file)
-        return sorted(found, key=lambda file: file.created)
-
-    @staticmethod
-    def _read_note(folder: _Folder, note: str) -> dict[str, Any] | None:
-        """What a note says, or None if it is not one of ours that names the file it belongs to."""
-        try:
-            fd = folder.open(note, os.O_RDONLY)
-        except FileNotFoundError:  # done with meanwhile
-            return None
-        with os.fdopen(fd, "rb") as file:
-            text = file.read(65536)
-        try:
-            said = json.loads(text)
-            file_name, pid, start, state = said["file"], said["pid"], said["start"], said["state"]
-            created, identity = float(said["created"]), said["identity"]
-            well = (
-                said["version"] == 1
-                and note == f".{file_name}.json"
-                and os.path.basename(file_name) == file_name
-                and type(pid) is int
-                and (start is None or isinstance(start, str))
-                and state in STATES
-                and (identity is None or (len(identity) == 2 and all(type(part) is int for part in identity)))
-            )
-        except (ValueError, TypeError, KeyError, RecursionError):
-            well = False
-        if not well:
-            logger.warning("%r in %r is not a note of this version: left alone, with its file", note, folder.path)
-            return None
-        return {**said, "created": created, "identity": None if identity is None else tuple(identity)}
-
-    def _adopt(self, folder: _Folder, note: str, max_age_seconds: float, empty_bytes: int) -> TempFile | None:
-        """Take over the file of `note` if its owner is dead; delete it where that is right."""
-        said = self._read_note(folder, note)
-        if said is None or not process_is_dead(said["pid"], said["start"]):
-            return None
-        facts = folder.stat(said["file"])
-        if facts is None:  # the owner died between the note and the file, or between the deletions
-            folder.unlink(note)
-            return None
-        identity = (facts.st_dev, facts.st_ino)
-        # Without an identity the owner died right after making the file, which is then empty.
-        known = said["identity"] == identity or (said["identity"] is None and facts.st_size == 0)
-        if not stat.S_ISREG(facts.st_mode) or not known:
-            logger.warning("%r in %r is not the file its note tells of: left alone", said["file"], folder.path)
-            return None
-        file = TempFile(os.path.join(os.path.realpath(folder.path), said["file"]), None, "finished", note)
-        file.created = said["created"]
-        file.recovered = True
-        file._identity = identity
-        if not file._lock(folder):
-            return None  # its owner lives where we cannot see it, or another program is recovering it
-        again = self._read_note(folder, note)
-        if again is None or (again["pid"], again["start"]) != (said["pid"], said["start"]):
-            file._unlock()  # another program was faster
-            return None
-        file._write_note(folder)
-        facts = folder.stat(said["file"]) or facts
-        age = time.time() - facts.st_mtime
-        if said["state"] == "released" or facts.st_size <= empty_bytes or age > max_age_seconds:
-            file.state = "released"
-            if file.delete():
-                logger.info(
-                    "%r deleted: %s, %d bytes, %.0f s old, its process is dead",
-                    file.path,
-                    said["state"],
-                    facts.st_size,
-                    age,
-                )
-            return None
-        return file

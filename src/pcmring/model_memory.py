@@ -7,7 +7,6 @@ monitor's limit, and so never makes audio pay.
 
 from __future__ import annotations
 
-import difflib
 import logging
 import threading
 import warnings
@@ -15,8 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pcmring._late import MissingPackage
 from pcmring._memory import MB, machine_memory, rss_bytes
-from pcmring._monitor import DEFAULT_MEMORY_LIMIT_MB, MemoryMonitor, _positive
+from pcmring._monitor import DEFAULT_MEMORY_LIMIT_MB, MemoryMonitor, positive
 from pcmring.memory_manager import DEFAULT_BUFFER_MEMORY_LIMIT_MB
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class W4LMemoryManager:
     ) -> None:
         if memory_monitor is not None and not isinstance(memory_monitor, MemoryMonitor):
             raise TypeError(f"memory_monitor must be a MemoryMonitor or None, got {memory_monitor!r}")
-        self._buffer_limit = _positive(buffer_memory_limit_mb, "buffer_memory_limit_mb", "MB")
+        self._buffer_limit = positive(buffer_memory_limit_mb, "buffer_memory_limit_mb", "MB")
         self._measured: dict[str, float] = {}
         self._resident = False  # the model set last is in memory
         self._loading = threading.RLock()  # two loads at a time could not be told apart
@@ -135,11 +135,7 @@ class W4LMemoryManager:
             return model_name
         if not isinstance(model_name, str):
             raise TypeError(f"model_name must be a str, got {model_name!r}")
-        near = difflib.get_close_matches(model_name, MODEL_GUESSES, n=1)
-        raise ValueError(
-            f"model_name must be one of {', '.join(map(repr, MODEL_GUESSES))}; got {model_name!r}"
-            + (f" (did you mean {near[0]!r}?)" if near else "")
-        )
+        raise ValueError(f"model_name must be one of {', '.join(map(repr, MODEL_GUESSES))}, got {model_name!r}")
 
     def set_model(self, model_name: str) -> None:
         """Plan for a model: its memory, the monitor's limit, and whether it fits.
@@ -169,11 +165,10 @@ class W4LMemoryManager:
         if name != self.model_name:
             self._resident = False
         self.model_name = name
-        self._plan()
+        self._plan(name)
         self._warn_if_too_large(stacklevel)
 
-    def _plan(self) -> None:
-        name = self._known(self.model_name or "")
+    def _plan(self, name: str) -> None:
         self.model_memory_mb = self._measured.get(name, MODEL_GUESSES[name].memory_mb)
         limit = self.model_memory_mb + DEFAULT_MEMORY_LIMIT_MB
         if self.memory_monitor is None:
@@ -187,7 +182,7 @@ class W4LMemoryManager:
             return  # it did fit
         try:
             machine = machine_memory()
-        except (ModuleNotFoundError, OSError) as failure:
+        except (MissingPackage, OSError) as failure:
             logger.warning("whether model %r fits is not known: %s", self.model_name, failure)
             return
         needed = f"model {self.model_name!r} needs about {self.model_memory_mb:.0f} MB"
@@ -215,7 +210,7 @@ class W4LMemoryManager:
         ------
         ValueError
             The name is unknown.
-        MemoryUnreadable, ModuleNotFoundError
+        MemoryUnreadable, MissingPackage
             Memory cannot be read.
 
         Warns
@@ -247,7 +242,7 @@ class W4LMemoryManager:
                         model_name,
                         self.model_memory_mb,
                     )
-                self._plan()
+                self._plan(model_name)
 
     def get_audio_budget(self) -> int:
         """Return the bytes that audio buffers may take: 25 % of what the model leaves, or what was configured if less.
@@ -257,7 +252,7 @@ class W4LMemoryManager:
 
         Raises
         ------
-        MemoryUnreadable, ModuleNotFoundError
+        MemoryUnreadable, MissingPackage
             Memory cannot be read.
         """
         left = machine_memory().left
@@ -287,14 +282,14 @@ class W4LMemoryManager:
         ------
         TypeError, ValueError
             An argument is not legal.
-        MemoryUnreadable, ModuleNotFoundError
+        MemoryUnreadable, MissingPackage
             Memory cannot be read.
         """
         import numpy as np
 
         bytes_per_second = (
-            _positive(sample_rate, "sample_rate", "hertz")
-            * _positive(channels, "channels", "channels")
+            positive(sample_rate, "sample_rate", "hertz")
+            * positive(channels, "channels", "channels")
             * np.dtype(dtype).itemsize
         )
         shortest, longest = _SECONDS
