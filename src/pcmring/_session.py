@@ -115,6 +115,8 @@ class CaptureSession:
         "stopped", or "finished" if the source came to its end, or "failed" if it did and cannot be reopened.
     error : Exception or None
         The latest of the source.
+    device_name : str
+        What is recorded from.
     """
 
     def __init__(
@@ -137,6 +139,7 @@ class CaptureSession:
             self.config.buffer_size_seconds = buffer_size_seconds
         self.state: State = "new"
         self.error: Exception | None = None
+        self.device_name = ""
         self._source_lock = threading.Lock()
         self._orders: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._is_stopping = False
@@ -193,7 +196,7 @@ class CaptureSession:
                 self.state = "failed"
                 raise
             self._source, self._buffer = source, buffer
-            self._name = source.name
+            self.device_name = self._name = source.name
             self.state = "starting"
             self._thread.start()
 
@@ -230,15 +233,16 @@ class CaptureSession:
         self._orders.put(None)
 
     def join(self, timeout: float) -> bool:
-        """Wait until the session's threads have ended: all is delivered. Return whether they have.
+        """Wait until all is delivered and the session's threads have ended; False if the time was up before.
 
-        Called by a handler, which is one of these threads, it returns at once.
+        Called by a handler, which is one of these threads, it returns True at once.
         """
         threads = [self._thread] if self._delivery is None else [self._thread, self._delivery.thread]
-        if threading.current_thread() not in threads:
-            deadline = time.monotonic() + timeout
-            for thread in threads:
-                thread.join(max(0.0, deadline - time.monotonic()))
+        if threading.current_thread() in threads:
+            return True
+        deadline = time.monotonic() + timeout
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in threads)
 
     def deliver(self, start: Literal["now"] | int, after: CaptureSession | None = None) -> None:
@@ -395,8 +399,7 @@ class CaptureSession:
             assert self._source is not None
             brought_s = self.buffer.frames_written / self._source.samplerate
             self._start_delay_s = max(0.0, (self._source.last_arrival_ns - self._started_ns) * 1e-9 - brought_s)
-            self.state = "capturing"
-            self._ready.set()
+            self._enter("capturing")
         while True:
             outcome = self._watch_source()
             if isinstance(outcome, str):
@@ -407,6 +410,13 @@ class CaptureSession:
                 return "failed"
             if not self._recover(outcome):
                 return "stopped"
+
+    def _enter(self, state: State) -> None:
+        with self._source_lock:
+            if not self._is_over:
+                self.state = state
+        if state == "capturing":
+            self._ready.set()
 
     def _await_block(self, position: int) -> bool:
         """Wait until the frame at `position` has come; False if it does not in time."""
@@ -449,7 +459,7 @@ class CaptureSession:
 
     def _recover(self, error: Exception) -> bool:
         """Reopen until audio comes again; False if the end is asked for before."""
-        self.state = "recovering"
+        self._enter("recovering")
         self._missing_since_ns = max(self.source.last_arrival_ns, self._started_ns)
         logger.warning("%s is lost: %s", self._name, error)
         self._handlers.call("on_stream_error", error)
@@ -463,9 +473,8 @@ class CaptureSession:
                 logger.debug("attempt %d to reopen %s: %s", attempt + 1, self._name, failure)
                 continue
             if is_open and self._await_block(position):
-                self.state = "capturing"
-                self._ready.set()
-                logger.warning("%s records again", self.source.name)
+                self._enter("capturing")
+                logger.warning("%s records again", self.device_name)
                 self._handlers.call("on_stream_recovered")
                 return True
         return False
@@ -491,6 +500,7 @@ class CaptureSession:
                 source.close()
                 raise
             self._source = source
+            self.device_name = source.name
             self._past_overflows += overflows
             return True
 

@@ -397,7 +397,8 @@ class StreamingAudioManager:
         dict
             ``memory_usage_mb`` (of the process; NaN if it cannot be read), ``buffer_memory_mb`` (of the audio),
             ``fill_level`` (0 to 1: audio there is, of `buffer_size_seconds`), ``buffer_size_seconds``,
-            ``sample_rate`` and ``channels`` (of the audio given out), ``state``, ``is_recording``, ``error`` (text or None),
+            ``sample_rate`` and ``channels`` (of the audio given out), ``state``, ``is_recording``, ``error`` (text or
+            None),
             ``device`` (name or None), ``device_sample_rate``, ``device_channels``, ``device_dtype``,
             ``frames_written`` (at the device's rate), ``frames_lost`` (those that never reached the ring, by cause),
             ``gaps`` (how often), ``overflows`` (of the device), ``callback_frames_waiting`` (not yet taken by
@@ -431,7 +432,7 @@ class StreamingAudioManager:
             info |= {
                 "sample_rate": session.config.sample_rate,
                 "channels": session.config.channels,
-                "device": session.source.name,
+                "device": session.device_name,
                 "device_sample_rate": statistics.samplerate,
                 "device_channels": statistics.channels,
                 "device_dtype": statistics.dtype,

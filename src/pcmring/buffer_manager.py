@@ -1,5 +1,7 @@
-"""Audio buffers: `AudioBuffer`, the ring that holds frames for any number of readers."""
+"""Audio in buffers: `AudioBuffer`, the ring, and the manager that fills one from a device."""
 
 from pcmring._buffer import AudioBuffer
+from pcmring._delivery import StreamHandlers
+from pcmring._streaming import StreamingAudioManager
 
-__all__ = ["AudioBuffer"]
+__all__ = ["AudioBuffer", "StreamHandlers", "StreamingAudioManager"]

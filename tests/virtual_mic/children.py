@@ -528,3 +528,64 @@ def _complaint(call) -> list[str] | None:
     except (ImportError, ValueError, RuntimeError, OSError) as error:
         return [type(error).__name__, str(error)]
     return None
+
+
+# ---- managers ---------------------------------------------------------------------------------------------
+
+
+def manager_without_packages(block: list[str]) -> list[str] | None:
+    class Blocker:
+        @staticmethod
+        def find_spec(name: str, path=None, target=None):
+            if name.partition(".")[0] in block:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    sys.meta_path.insert(0, Blocker)
+    from pcmring.buffer_manager import StreamingAudioManager
+    from pcmring.devices import AudioDeviceManager
+
+    return _complaint(StreamingAudioManager(AudioDeviceManager()).start_recording)
+
+
+def _manager(**config: Any):
+    from pcmring.buffer_manager import StreamingAudioManager
+    from pcmring.devices import AudioConfig, AudioDeviceManager
+
+    return StreamingAudioManager(AudioDeviceManager(AudioConfig(**config)))
+
+
+def manager_records(frames: int) -> dict[str, Any]:
+    got: list[np.ndarray] = []
+    with _manager(latency=1.0) as manager:
+        manager.on_audio_data = got.append
+        manager.start_recording()
+        ready = manager.wait_ready(DEADLINE_S)
+        until(lambda: manager.get_buffer_info()["frames_written"] >= frames)
+        manager.stop_recording()
+        audio, info = manager.get_latest_audio(30), manager.get_buffer_info()
+    delivered = np.concatenate(got)
+    return {
+        "first": int(values_of(audio)[0]),
+        "jumps": jumps(audio),
+        "callback_jumps": jumps(delivered),
+        "frames": len(audio),
+        "callback_frames": len(delivered),
+        "written": info["frames_written"],
+        "ready": ready,
+        "device": info["device"],
+    }
+
+
+def manager_overflows() -> dict[str, Any]:
+    errors: list[Exception] = []
+    with _manager(block_frames=256) as manager:
+        manager.on_stream_error = errors.append
+        manager.start_recording()
+        until(lambda: manager.get_buffer_info()["overflows"])
+        info = manager.get_buffer_info()
+    return {
+        "overflows": info["overflows"],
+        "frames_lost": info["frames_lost"]["device_overflow"],
+        "state": info["state"],
+        "errors": list(map(str, errors)),
+    }
