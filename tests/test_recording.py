@@ -269,18 +269,19 @@ def child(program: str, *arguments: object) -> str:
 def fill(folder: Path, format: str, subtype: str) -> tuple[RecordingError, np.ndarray]:
     """Record into `folder` until that fails; the error, and what was fed."""
     audio = noise(4 * RATE)
-    errors: list[RecordingError] = []
+    ends: list[Recording] = []
     with ring() as buffer:
-        running = Recording(buffer, folder / "a", format=format, subtype=subtype, on_error=errors.append)
+        running = Recording(buffer, folder / "a", format=format, subtype=subtype, on_end=ends.append)
         buffer.write(audio)
-        until(lambda: errors)
-        assert errors == [running.error]
+        until(lambda: ends)
+        assert ends == [running]
         assert not running.active
         assert running.stop() is True
         # the ring is not guarded any more: it goes on, and keeps the newest
         buffer.write(noise(buffer.capacity, seed=1))
         np.testing.assert_array_equal(buffer.get_latest(buffer.capacity), noise(buffer.capacity, seed=1))
-    return errors[0], audio
+    assert running.error is not None
+    return running.error, audio
 
 
 def check_what_is_safe(error: RecordingError, audio: np.ndarray, least_bytes: int) -> None:
@@ -419,10 +420,10 @@ def test_arguments_are_checked_at_the_door(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_stop_from_inside_the_failure_callback_does_not_wait_for_itself(small_disk):
+def test_stop_from_inside_the_callback_at_the_end_does_not_wait_for_itself(small_disk):
     answers = []
     with ring() as buffer:
-        running = Recording(buffer, small_disk / "a", on_error=lambda error: answers.append(running.stop()))
+        Recording(buffer, small_disk / "a", on_end=lambda recording: answers.append(recording.stop()))
         buffer.write(noise(4 * RATE))
         until(lambda: answers)
     assert answers == [True]

@@ -97,7 +97,8 @@ def _to_integers(block: NDArray[np.float32], bits: int) -> NDArray[Any]:
     """Full scale ±1.0 as integers, rounded and saturated; 24 bits are the upper ones of 32. NaN is 0."""
     full = 2.0 ** (bits - 1)
     scaled = np.rint(np.nan_to_num(block, posinf=1.0, neginf=-1.0) * np.float32(full)).clip(-full, full - 1.0)
-    return scaled.astype(np.int16) if bits == 16 else scaled.astype(np.int32) << 8
+    integers: NDArray[Any] = scaled.astype(np.int16) if bits == 16 else scaled.astype(np.int32) << 8
+    return integers
 
 
 def _write(file: IO[bytes], data: bytes) -> None:
@@ -261,10 +262,15 @@ class _Flac:
         return self._file.tell()
 
 
-def repair(path: str | os.PathLike[str]) -> None:
+def repair(path: str | os.PathLike[str]) -> int | None:
     """Make a recording that was cut short whole: its header then tells of every frame in the file.
 
     Without it a reader gets all up to the last flush. A FLAC needs none, and other files are left alone.
+
+    Returns
+    -------
+    int or None
+        Its frames, None if it was left alone.
 
     Raises
     ------
@@ -277,7 +283,10 @@ def repair(path: str | os.PathLike[str]) -> None:
             tag, channels, samplerate, _, _, bits = struct.unpack_from("<HHIIHH", header, 56)
             subtype = next((name for name, sample in _WAV_SAMPLES.items() if sample == (tag, bits)), None)
             if subtype is not None:
-                _Wav(file, samplerate, channels, subtype).finish()
+                wav = _Wav(file, samplerate, channels, subtype)
+                wav.finish()
+                return wav.frames
+    return None
 
 
 # ---- the recording ---------------------------------------------------------------------------------------------------
@@ -316,8 +325,8 @@ class Recording:
         "FLOAT" in a WAV only. Integers are rounded and saturated.
     ledger : callable, optional
         Returns the ring's gaps, where that outlives the ring; `AudioBuffer.gaps` if not given.
-    on_error : callable, optional
-        Called once with the RecordingError, in the writing thread, if it ends before it was stopped.
+    on_end : callable, optional
+        Called once with this object, in the writing thread, when the file is closed. `error` tells how it ended.
 
     Raises
     ------
@@ -346,7 +355,7 @@ class Recording:
         format: str = "WAV",
         subtype: str | None = None,
         ledger: Callable[[], list[Gap]] | None = None,
-        on_error: Callable[[RecordingError], object] | None = None,
+        on_end: Callable[[Recording], object] | None = None,
     ) -> None:
         self.format = format
         self.subtype = check_format(format, subtype)
@@ -364,7 +373,7 @@ class Recording:
         self.channels = self._reader.channels
         self.error: RecordingError | None = None
         self._ledger = ledger or buffer.gaps
-        self._on_error = on_error
+        self._on_end = on_end
         self._pid = os.getpid()
         self._stop_at = -1
         self._gaps: dict[int, Gap] = {}
@@ -452,19 +461,21 @@ class Recording:
 
     def _work(self) -> None:
         failure = None
-        for step in (self._copy, self._note_gaps, self._encoder.finish, self._sync, self._file.close):
-            error = self._failure_of(step)
-            failure = failure or error
-        self._reader.close()
-        if failure is not None:
-            self.error = self._failed(self.frames, failure)
-            logger.warning("%s", self.error)
-        else:
-            logger.info("recorded %d frames to %r", self.frames, self.path)
-        self._ended.set()
-        _live.discard(self)
-        if self.error is not None and self._on_error is not None:
-            self._on_error(self.error)
+        try:
+            for step in (self._copy, self._note_gaps, self._encoder.finish, self._sync, self._file.close):
+                error = self._failure_of(step)
+                failure = failure or error
+        finally:
+            self._reader.close()
+            if failure is not None:
+                self.error = self._failed(self.frames, failure)
+                logger.warning("%s", self.error)
+            else:
+                logger.info("recorded %d frames to %r", self.frames, self.path)
+            self._ended.set()
+            _live.discard(self)
+            if self._on_end is not None:
+                self._on_end(self)
 
     @staticmethod
     def _failure_of(step: Callable[[], object]) -> OSError | RuntimeError | None:
