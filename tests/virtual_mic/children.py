@@ -589,3 +589,99 @@ def manager_overflows() -> dict[str, Any]:
         "state": info["state"],
         "errors": list(map(str, errors)),
     }
+
+
+def manager_recovers(control: str, how: str, device: str) -> dict[str, Any]:
+    """The device goes, is noticed, comes back."""
+    errors: list[float] = []
+    recovered: list[float] = []
+    with _manager(device=device, block_frames=128) as manager:
+        manager.on_stream_error = lambda error: errors.append(time.monotonic())
+        manager.on_stream_recovered = lambda: recovered.append(time.monotonic())
+        manager.start_recording()
+        manager.wait_ready(DEADLINE_S)
+        reader = manager.reader(0)
+        reader.read(1000, timeout=DEADLINE_S)
+        gone = time.monotonic()
+        Path(control).write_text(how)
+        until(lambda: errors)
+        before = manager.buffer.frames_written
+        Path(control).unlink()
+        until(lambda: recovered)
+        until(lambda: manager.buffer.frames_written > before + 2000)
+        (gap,) = manager._session.gaps()
+        gap_by_the_stamps_s = manager.buffer.time_of(gap.position) - manager.buffer.time_of(gap.position - 1)
+        manager.stop_recording()
+        audio = manager.get_latest_audio(30)
+        return {
+            "noticed_s": errors[0] - gone,
+            "errors": len(errors),
+            "recovered": len(recovered),
+            "first": int(values_of(audio)[0]),
+            "jumps_at": [at for at, _ in jumps(audio)],
+            "cause": gap.cause,
+            "gap_at": gap.position,
+            "gap_s": gap.frames / 16000,
+            "gap_by_the_stamps_s": gap_by_the_stamps_s,
+        }
+
+
+def manager_stops_without_device(control: str) -> dict[str, Any]:
+    """Unplugged, PortAudio itself does not come back any more."""
+    with _manager(device="mic", block_frames=128) as manager:
+        manager.start_recording()
+        manager.wait_ready(DEADLINE_S)
+        Path(control).write_text("unplugged")
+        until(lambda: manager.state == "recovering")
+        begin = time.monotonic()
+        manager.stop_recording()
+        found: dict[str, Any] = {"stop_s": time.monotonic() - begin}
+        found["written"] = manager.get_buffer_info()["frames_written"]
+        Path(control).unlink()
+        found["again"] = manager.start_recording() and manager.wait_ready(DEADLINE_S)
+        manager.stop_recording()
+        found["written_after"] = found["written"]
+        return found
+
+
+def manager_falls_back(control: str, allowed: bool) -> dict[str, Any]:
+    attempts: list[str] = []
+
+    class Attempts(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "to reopen" in record.getMessage():
+                attempts.append(record.getMessage())
+
+    logging.getLogger("pcmring").addHandler(Attempts())
+    logging.getLogger("pcmring").setLevel(logging.DEBUG)
+    with _manager(device="mic", block_frames=128) as manager:
+        manager.allow_default_device = allowed
+        recovered: list[int] = []
+        manager.on_stream_recovered = lambda: recovered.append(1)
+        manager.start_recording()
+        manager.wait_ready(DEADLINE_S)
+        Path(control).write_text("dead")
+        until(lambda: manager.state == "recovering")
+        if allowed:
+            until(lambda: recovered)
+        else:
+            until(lambda: len(attempts) == 5)  # the default one would have been taken by the fourth
+        info = manager.get_buffer_info()
+        return {"device": info["device"], "state": info["state"]}
+
+
+def manager_is_stopped_by_a_signal(stop_s: float) -> dict[str, Any]:
+    """SIGSTOP, as a debugger or a laptop's lid does."""
+    errors: list[Exception] = []
+    with _manager() as manager:
+        manager.on_stream_error = errors.append
+        manager.start_recording()
+        manager.wait_ready(DEADLINE_S)
+        waker = subprocess.Popen(
+            [sys.executable, "-c", f"import os, time; time.sleep({stop_s}); os.kill({os.getpid()}, 18)"]
+        )
+        os.kill(os.getpid(), 19)
+        waker.wait()
+        before = manager.buffer.frames_written
+        until(lambda: manager.buffer.frames_written > before + 18_000 or errors)
+        return {"errors": list(map(str, errors)), "state": manager.state}
