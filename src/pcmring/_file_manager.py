@@ -151,7 +151,7 @@ class FileBasedAudioManager(StreamingAudioManager):
         self._handlers.call("on_stream_error", self._file_error)
         return False
 
-    def _record(self, session: CaptureSession) -> Recording:
+    def _record(self, session: CaptureSession, start: int = 0) -> Recording:
         config = session.config
         try:
             file = self.resource_manager.create_temp_file(f".{self._format.lower()}", owner=self)
@@ -165,7 +165,7 @@ class FileBasedAudioManager(StreamingAudioManager):
                 file.path,
                 samplerate=config.sample_rate,
                 channels=config.channels,
-                start=0,
+                start=start,
                 format=self._format,
                 subtype=self._subtype,
                 ledger=session.gaps,
