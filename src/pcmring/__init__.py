@@ -19,6 +19,13 @@ from pcmring.errors import BufferClosed, FramesLost
 # A name loaded late stands three times: here for type checkers, in __all__, and in _LATE with its module.
 if TYPE_CHECKING:
     from pcmring._late import MissingPackage
+    from pcmring.buffer_manager import (
+        AudioBufferManager,
+        FileBasedAudioManager,
+        RecordingError,
+        StreamHandlers,
+        StreamingAudioManager,
+    )
     from pcmring.devices import (
         MAX_BUFFER_SIZE_SECONDS,
         MIN_BUFFER_SIZE_SECONDS,
@@ -55,6 +62,7 @@ __all__ = [
     "MIN_BUFFER_SIZE_SECONDS",
     "MODEL_GUESSES",
     "AudioBuffer",
+    "AudioBufferManager",
     "AudioBufferTracker",
     "AudioConfig",
     "AudioDevice",
@@ -64,6 +72,7 @@ __all__ = [
     "BufferClosed",
     "BufferStatistics",
     "CaptureCallback",
+    "FileBasedAudioManager",
     "FileSource",
     "FramesLost",
     "Gap",
@@ -76,12 +85,15 @@ __all__ = [
     "ModelMemoryWarning",
     "PortAudioSource",
     "Reader",
+    "RecordingError",
     "ResamplingReader",
     "ResourceManager",
     "Source",
     "SourceCounters",
     "SourceError",
+    "StreamHandlers",
     "StreamTime",
+    "StreamingAudioManager",
     "TempFile",
     "W4LMemoryManager",
     "get_include",
@@ -89,6 +101,13 @@ __all__ = [
 
 _LATE = {
     "_late": ("MissingPackage",),
+    "buffer_manager": (
+        "AudioBufferManager",
+        "FileBasedAudioManager",
+        "RecordingError",
+        "StreamHandlers",
+        "StreamingAudioManager",
+    ),
     "devices": (
         "MAX_BUFFER_SIZE_SECONDS",
         "MIN_BUFFER_SIZE_SECONDS",
