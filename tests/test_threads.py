@@ -20,10 +20,12 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from pcmring import AudioBuffer, BufferClosed, FramesLost
+from pcmring import AudioBuffer, AudioView, BufferClosed, FramesLost
 
 pytestmark = pytest.mark.stress
 
+#: NumPy reads a view with plain loads beside a producer that goes on: races to TSan, judged by `intact` afterwards.
+IS_UNDER_TSAN = "libtsan" in os.environ.get("LD_PRELOAD", "")
 SEED = int(os.environ.get("PCMRING_TEST_SEED", random.SystemRandom().randrange(2**32)))
 LIMIT_S = 60.0  # for anything that should take a moment
 LARGE = 65_536  # frames; longer than any block here
@@ -225,6 +227,8 @@ def test_history_is_whole_while_the_producer_overwrites_it(crew, capacity: int, 
                 assert gone.first == oldest < gone.last <= stop
                 seen["gone"] += 1
             with suppress(FramesLost):
+                if IS_UNDER_TSAN:
+                    continue
                 view = buffer.view(stop - (stop - oldest) // 2, stop)
                 copy = view.array.copy()
                 if view.intact:
@@ -604,6 +608,10 @@ def iterate(blocks: Iterator) -> None:
             next(blocks, None)
 
 
+def contents(view: AudioView) -> np.ndarray:
+    return view.array[:0] if IS_UNDER_TSAN else view.array
+
+
 #: Every call, each with what it may raise beside BufferClosed when other threads do anything else.
 CALLS: list[tuple[str, Callable, type[Exception] | tuple]] = [
     ("write", lambda b, r: b.write(coded(0, 5), timeout=0.0005), RuntimeError),
@@ -614,8 +622,8 @@ CALLS: list[tuple[str, Callable, type[Exception] | tuple]] = [
     ("read_into", lambda b, r: b.read_into(np.empty((4, 2), np.int32)), RuntimeError),
     ("get_latest", lambda b, r: b.get_latest(9), ()),
     ("read_range", lambda b, r: b.read_range(b.oldest, b.frames_written), FramesLost),
-    ("view", lambda b, r: b.view(b.oldest, b.frames_written).array.sum(), FramesLost),
-    ("latest_view", lambda b, r: b.latest_view(9).array.sum(), ()),
+    ("view", lambda b, r: contents(b.view(b.oldest, b.frames_written)).sum(), FramesLost),
+    ("latest_view", lambda b, r: contents(b.latest_view(9)).sum(), ()),
     ("reader", lambda b, r: b.reader(guard=b.policy != "overwrite").close(), ()),
     ("reader left open", lambda b, r: b.reader("oldest").read(2), ()),
     ("statistics", lambda b, r: b.statistics(), ()),
