@@ -459,9 +459,10 @@ for header, data in ((3, 1000), (0, 0)):
         stream.write(_wav_header(16000, 1, "PCM_16", header) + bytes(2 * data + 1))
 from pcmring import AudioBuffer
 from pcmring._recording import Recording
+from pcmring.devices import ResamplingReader
 flac = manager.resource_manager.create_temp_file(".flac")
 buffer = AudioBuffer(8000, 1, "int16", samplerate=16000, policy="drop")
-recording = Recording(buffer, flac.path, format="FLAC")
+recording = Recording(ResamplingReader(buffer, guard=True), flac.path, format="FLAC")
 buffer.write([[0.5]] * 1000)  # less than a block
 until(lambda: flac.size_bytes > 80)
 os.kill(os.getpid(), signal.SIGKILL)

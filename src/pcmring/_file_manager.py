@@ -138,7 +138,7 @@ class FileBasedAudioManager(StreamingAudioManager):
                 return session is not None
             self._file_error = None
             try:
-                self._recording = self._record(session)
+                self._recording = self._record(session, 0)
                 self._recorded = session
                 return True
             except RecordingError as error:
@@ -151,29 +151,29 @@ class FileBasedAudioManager(StreamingAudioManager):
         self._handlers.call("on_stream_error", self._file_error)
         return False
 
-    def _record(self, session: CaptureSession, start: int = 0) -> Recording:
-        config = session.config
+    def _record(self, session: CaptureSession, start: int) -> Recording:
+        """Begin a file with the ring's frame `start`."""
+        file: TempFile | None = None
+        # First of all: who reads the ring of a source that ends right now, reads it to its end.
+        reader = session.reader(start, guard=True, name="recording")
         try:
             file = self.resource_manager.create_temp_file(f".{self._format.lower()}", owner=self)
-        except OSError as error:
-            raise RecordingError(
-                self.resource_manager.directory, 0, config.sample_rate, error.strerror or str(error), error.errno
-            ) from error
-        try:
             recording = Recording(
-                session.buffer,
+                reader,
                 file.path,
-                samplerate=config.sample_rate,
-                channels=config.channels,
-                start=start,
                 format=self._format,
                 subtype=self._subtype,
                 ledger=session.gaps,
                 on_end=partial(_on_end, file, session, self._handlers),
             )
-        except BaseException:
-            file.finish()
-            file.release()
+        except BaseException as error:
+            reader.close()
+            if file is not None:
+                file.finish()
+                file.release()
+            elif isinstance(error, OSError):
+                folder, samplerate = self.resource_manager.directory, session.config.sample_rate
+                raise RecordingError(folder, 0, samplerate, error.strerror or str(error), error.errno) from error
             raise
         self._audio_files[file.path] = file
         self._latest = file.path

@@ -23,7 +23,7 @@ import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from typing import IO, TYPE_CHECKING, Any, Literal, Protocol, SupportsIndex
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -34,8 +34,6 @@ from pcmring.errors import BufferClosed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from pcmring._buffer import AudioBuffer
 
 __all__ = ["FORMATS", "Recording", "RecordingError", "repair"]
 
@@ -306,21 +304,15 @@ def check_format(format: str, subtype: str | None) -> str:
 
 
 class Recording:
-    """A sound file that gets what a ring holds, from now on until `stop`.
+    """A sound file that gets what a reader reads, until `stop` or the end of the ring.
 
     Parameters
     ----------
-    buffer : AudioBuffer
-        With a samplerate. Under policy "drop", what the file has not got yet is kept in the ring, and what then does
-        not fit is dropped, and in the ledger; under "overwrite" it is overwritten, and counted as lost.
+    reader : ResamplingReader
+        Its own from now on; at a whole samplerate. A guarded one of a ring with policy "drop" has the ring keep what
+        the file has not got yet; what then finds no place is in the ring's ledger.
     path : path-like
         A new or an empty file.
-    samplerate : int, optional
-        Hertz, of the file; the ring's if not given.
-    channels : int, optional
-        Of the file: 1, or the ring's.
-    start : "now", "oldest" or int, optional
-        The ring's position that comes first.
     format : {"WAV", "FLAC"}, optional
         A WAV that grows past 4 GiB becomes RF64.
     subtype : {"PCM_16", "PCM_24", "FLOAT"}, optional
@@ -333,13 +325,13 @@ class Recording:
     Raises
     ------
     RecordingError
-        The file cannot be made or written to; one that was made is gone again.
+        The file cannot be made or written to; one that was made is gone again. The reader is left open.
     FileExistsError
         There is something in it already.
     ValueError, TypeError
         An argument has no meaning.
     MissingPackage
-        soundfile is needed for FLAC, soxr for another rate.
+        soundfile is needed for FLAC.
 
     Notes
     -----
@@ -348,12 +340,9 @@ class Recording:
 
     def __init__(
         self,
-        buffer: AudioBuffer,
+        reader: ResamplingReader,
         path: str | os.PathLike[str],
         *,
-        samplerate: int | None = None,
-        channels: int | None = None,
-        start: Literal["now", "oldest"] | SupportsIndex = "now",
         format: str = "WAV",
         subtype: str | None = None,
         ledger: Callable[[], list[Gap]] | None = None,
@@ -361,31 +350,22 @@ class Recording:
     ) -> None:
         self.format = format
         self.subtype = check_format(format, subtype)
+        if not reader.samplerate.is_integer():
+            raise ValueError(f"reader must be a ResamplingReader at a whole samplerate, got {reader!r}")
         self.path = os.path.abspath(path)
-        self._buffer = buffer
-        self._reader = ResamplingReader(
-            buffer,
-            buffer.samplerate or 0 if samplerate is None else samplerate,
-            buffer.channels if channels is None else channels,
-            start=start,
-            guard=True,
-            name="recording",
-        )
-        self.samplerate = round(self._reader.samplerate)
-        self.channels = self._reader.channels
+        self._reader = reader
+        self._buffer = reader.buffer
+        self.samplerate = int(reader.samplerate)
+        self.channels = reader.channels
         self.error: RecordingError | None = None
-        self._ledger = ledger or buffer.gaps
+        self._ledger = ledger or self._buffer.gaps
         self._on_end = on_end
         self._pid = os.getpid()
         self._stop_at = -1
         self._gaps: dict[int, Gap] = {}
         self._stopping = threading.Event()
         self._ended = threading.Event()
-        try:
-            self._encoder = self._open()
-        except BaseException:
-            self._reader.close()
-            raise
+        self._encoder = self._open()
         self._thread = threading.Thread(target=self._work, daemon=True, name="pcmring recording")
         self._thread.start()
         _live.add(self)
