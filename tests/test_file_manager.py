@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from microphones import Devices
 from pcmring._file_manager import FileBasedAudioManager
 from pcmring._recording import RecordingError
 from pcmring.devices import AudioConfig, AudioDeviceManager, GeneratorSource
 from pcmring.memory_manager import MemoryMonitor, ResourceManager
+from stalled_disk import StalledDisk
 from virtual_mic import VirtualMics, need, virtual_mics
 
 need("soundfile", "platformdirs", "psutil")
@@ -389,6 +391,35 @@ def test_d33_a_disk_that_fails_ends_the_recording_once_and_the_next_start_works(
     second = record(manager)
     assert manager.last_error is None
     assert manager.get_audio_files() == [path, second]
+
+
+def test_a_stalled_disk_has_as_long_as_the_ring_then_new_frames_are_dropped_and_told_of():
+    is_full = threading.Event()
+    fast = Devices(lambda: GeneratorSource("noise", speed=100))
+    with FileBasedAudioManager(fast) as manager:
+        manager.on_buffer_full = is_full.set
+        assert manager.start_recording()
+        path = manager.get_audio_file()
+        disk = StalledDisk(manager._recording._file.fileno())
+        assert is_full.wait(DEADLINE_S)
+        info = manager.get_buffer_info()
+        assert info["is_recording"]
+        assert info["frames_written"] >= 30 * RATE
+        assert info["frames_lost"]["dropped"] > 0
+        manager._session.stop()
+        in_the_pipe = np.frombuffer(disk.end(), np.int16)
+        manager.stop_recording()
+        info = manager.get_buffer_info()
+        got = np.frombuffer(Path(path).read_bytes()[80:], np.int16)
+        assert info["file_gaps"] >= 1
+        assert len(got) + len(in_the_pipe) == info["frames_written"]
+        # up to the first drop it is the device's audio
+        (first, *_) = manager._recording.gaps()
+        at = first.position - len(in_the_pipe)
+        wanted = noise(first.position)[:, 0]
+        start = next(i for i in range(at + 1) if i == at or not np.array_equal(got[i : i + 99], wanted[i : i + 99]))
+        np.testing.assert_array_equal(in_the_pipe, wanted[start : start + len(in_the_pipe)])
+        np.testing.assert_array_equal(got[start:at], wanted[start + len(in_the_pipe) :])
 
 
 def test_without_a_folder_nothing_starts_and_the_reason_is_told_once(manager, tmp_path, monkeypatch):

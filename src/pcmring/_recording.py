@@ -506,7 +506,7 @@ class Recording:
         with suppress(BufferClosed):
             for gap in self._ledger():
                 at = round(reader.output_position(gap.position))
-                if reader.start < at < reader.position:
+                if reader.start < at <= reader.position:
                     self._add_gap(at, gap._replace(frames=round(gap.frames * ratio)), losses)
 
     def _add_gap(self, at: int, gap: Gap, losses: list[tuple[int, int]]) -> None:
