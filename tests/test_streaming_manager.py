@@ -544,7 +544,26 @@ def test_the_program_can_push_audio_of_its_own_while_nothing_is_recorded():
         np.testing.assert_array_equal(manager.get_latest_audio(), audio.astype(np.float32))
 
 
+# ---- processes ------------------------------------------------------------------------------------------
+
+
+def test_a_program_that_ends_while_recording_ends_at_once_and_quietly():
+    assert call("manager_exits", {"device": "tone"}, timeout_s=30.0) == [0, "", []]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_the_child_of_a_fork_has_no_part_in_the_recording_and_can_make_its_own():
+    got = call("manager_forks", {})
+    assert got == {"child": [False, 0, True, True], "state": "capturing"}
+
+
 # ---- the sound card -------------------------------------------------------------------------------------
+
+
+@pytest.mark.native
+def test_a_program_that_ends_while_a_sound_card_records_ends_at_once_and_quietly():
+    got = virtual_mics().call("manager_exits", mics={"default": {}}, device=None)
+    assert got == [0, "", []]
 
 
 def test_a_missing_package_is_named_when_the_recording_starts():

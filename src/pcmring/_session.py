@@ -26,10 +26,10 @@ import numpy as np
 from pcmring._buffer import AudioBuffer
 from pcmring._config import MAX_BUFFER_SIZE_SECONDS
 from pcmring._delivery import Delivery, StreamHandlers
-from pcmring._late import MissingPackage
+from pcmring._late import MissingPackage, load
 from pcmring._memory import MB, MemoryUnreadable
 from pcmring._monitor import StreamLease
-from pcmring._portaudio import PortAudioSource, refresh
+from pcmring._portaudio import PortAudioSource, inputs, refresh
 from pcmring._resample import ResamplingReader
 from pcmring._sources import FileSource, Source, SourceError, check_format
 from pcmring.errors import BufferClosed, FramesLost
@@ -86,6 +86,15 @@ def _pauses() -> Iterator[float]:
         pause = min(2 * pause, LONGEST_PAUSE_S)
 
 
+def _names_of(source: Source) -> list[str]:
+    """What a device may be called when it comes back: ALSA's number in its name changes if the old one is in use."""
+    name = source.name
+    model = re.sub(r"\s*\(hw:\d+,\d+\)$", "", name)
+    if model in ("", name) or not isinstance(source, PortAudioSource):
+        return [name]
+    return [name, model] if sum(device.name.startswith(model) for device in inputs()) == 1 else [name]
+
+
 class CaptureSession:
     """One recording from the device that is selected when it starts.
 
@@ -140,6 +149,7 @@ class CaptureSession:
         self.state: State = "new"
         self.error: Exception | None = None
         self.device_name = ""
+        self._names: list[str] = []
         self._source_lock = threading.Lock()
         self._orders: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._is_stopping = False
@@ -175,6 +185,9 @@ class CaptureSession:
         RuntimeError
             It was started before.
         """
+        if self._memory_monitor is not None:
+            with suppress(MemoryUnreadable, ModuleNotFoundError):
+                self._memory_monitor.get_memory_usage()  # loads psutil; an import that a fork falls into is half a one
         with self._source_lock:
             if self.state != "new":
                 raise RuntimeError("a session records once; make another")
@@ -186,19 +199,23 @@ class CaptureSession:
                     raise SourceError(
                         source.name, f"it has {source.channels} channels; {self.config.channels} cannot be made of them"
                     )
+                if source.samplerate != self.config.sample_rate:
+                    load("soxr")
                 buffer = self._make_ring(source)
+                self._names = _names_of(source)
+                self._source, self._buffer = source, buffer
                 self._started_ns = time.monotonic_ns()
                 source.start(buffer)
+                self._thread.start()
             except BaseException:
                 source.close()
                 if buffer is not None:
                     buffer.close()
+                self._source = self._buffer = None
                 self.state = "failed"
                 raise
-            self._source, self._buffer = source, buffer
-            self.device_name = self._name = source.name
+            self.device_name = source.name
             self.state = "starting"
-            self._thread.start()
 
     def _make_ring(self, source: Source) -> AudioBuffer:
         frame_bytes = source.channels * source.dtype.itemsize
@@ -436,9 +453,10 @@ class CaptureSession:
         """Return when the source brings nothing more: an error, or how it ended."""
         source = self.source
         awake_ns = self._started_ns
+        excused_ns = -1
         while not self._is_stopping:
-            now_ns = time.monotonic_ns()
-            silent_s = (now_ns - max(source.last_arrival_ns, awake_ns)) * 1e-9
+            now_ns, arrival_ns = time.monotonic_ns(), source.last_arrival_ns
+            silent_s = (now_ns - max(arrival_ns, awake_ns)) * 1e-9
             if not source.active:
                 if not source.finished:
                     return "stopped"  # by another: at the end of the interpreter all sources are
@@ -453,15 +471,16 @@ class CaptureSession:
             else:
                 source.wait(pause_s)
             slept_to_ns = time.monotonic_ns()
-            if (slept_to_ns - now_ns) * 1e-9 > pause_s + OVERSLEPT_S:
-                awake_ns = slept_to_ns  # the process stood still: audio may only now begin to come
+            if (slept_to_ns - now_ns) * 1e-9 > pause_s + OVERSLEPT_S and arrival_ns != excused_ns:
+                # the process stood still: audio may only now begin to come. Once: this machine may be always late.
+                awake_ns, excused_ns = slept_to_ns, arrival_ns
         return "stopped"
 
     def _recover(self, error: Exception) -> bool:
         """Reopen until audio comes again; False if the end is asked for before."""
         self._enter("recovering")
         self._missing_since_ns = max(self.source.last_arrival_ns, self._started_ns)
-        logger.warning("%s is lost: %s", self._name, error)
+        logger.warning("%s is lost: %s", self.device_name, error)
         self._handlers.call("on_stream_error", error)
         for attempt, pause_s in enumerate(_pauses()):
             if not self._sleep(pause_s):
@@ -470,7 +489,7 @@ class CaptureSession:
             try:
                 is_open = self._reopen(attempt)
             except (OSError, RuntimeError, ValueError, MissingPackage) as failure:
-                logger.debug("attempt %d to reopen %s: %s", attempt + 1, self._name, failure)
+                logger.debug("attempt %d to reopen %s: %s", attempt + 1, self.device_name, failure)
                 continue
             if is_open and self._await_block(position):
                 self._enter("capturing")
@@ -511,11 +530,11 @@ class CaptureSession:
             old.open()
             return old
         samplerate = float(self.buffer.samplerate or 0)
-        names: list[str | None] = [self._name, re.sub(r"\s*\(hw:\d+,\d+\)$", "", self._name)]
+        names: list[str | None] = [*self._names]
         if self._allow_default_device and attempt >= DEFAULT_FROM_ATTEMPT:
             names.append(None)
         failure: Exception | None = None
-        for name in dict.fromkeys(names):
+        for name in names:
             source = PortAudioSource(
                 name,
                 samplerate=samplerate,

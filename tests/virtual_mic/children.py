@@ -554,6 +554,49 @@ def _manager(**config: Any):
     return StreamingAudioManager(AudioDeviceManager(AudioConfig(**config)))
 
 
+def manager_forks() -> dict[str, Any]:
+    """The child of a fork records nothing of its parent's, and may record on its own."""
+    with _manager(device="tone") as manager:
+        manager.on_audio_data = len
+        manager.start_recording()
+        manager.wait_ready(DEADLINE_S)
+        read_end, write_end = os.pipe()
+        child = os.fork()
+        if child == 0:
+            facts = [manager.is_recording, len(manager.get_latest_audio())]
+            manager.stop_recording()
+            facts += [manager.start_recording(), manager.wait_ready(DEADLINE_S)]
+            manager.cleanup()
+            os.write(write_end, json.dumps(facts).encode())
+            os._exit(0)
+        os.close(write_end)
+        with open(read_end, "rb") as answer:
+            facts = json.loads(answer.read())
+        os.waitpid(child, 0)
+        before = manager.buffer.frames_written
+        until(lambda: manager.buffer.frames_written > before + 1000)
+        return {"child": facts, "state": manager.state}
+
+
+def manager_exits(device: str | None) -> list[Any]:
+    """A program that ends in the middle of a recording, without a word."""
+    program = (
+        "import children as c\n"
+        f"manager = c._manager(device={device!r})\n"
+        "manager.on_audio_data = len\n"
+        "manager.on_stream_error = print\n"
+        "assert manager.start_recording() and manager.wait_ready(30)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    return [done.returncode, done.stdout, [line for line in done.stderr.splitlines() if "src/hostapi" not in line]]
+
+
 def manager_records(frames: int) -> dict[str, Any]:
     got: list[np.ndarray] = []
     with _manager(latency=1.0) as manager:
