@@ -185,6 +185,19 @@ def test_gaps_are_left_out_and_reported_by_their_place_in_the_file(tmp_path, sam
     assert running.gaps() == [(1000 // scale, 480 // scale, "device_overflow", False)]
 
 
+def test_what_a_ring_overwrote_before_it_was_in_the_file_is_a_gap_too(tmp_path):
+    with AudioBuffer(1000, 1, "int16", samplerate=RATE) as buffer:
+        reader = ResamplingReader(buffer)
+        for block in np.array_split(noise(3000), 10):
+            buffer.write(block)
+        buffer.mark_gap(50, "paused")
+        buffer.write(noise(500))
+        running = Recording(reader, tmp_path / "a.wav")
+        assert running.stop(DEADLINE_S)
+    assert running.frames == 1000
+    assert running.gaps() == [(0, 2500, "dropped", True), (500, 50, "paused", True)]
+
+
 # ---- the file at any moment -----------------------------------------------------------------------------
 
 
@@ -214,6 +227,7 @@ def test_repair_makes_a_header_tell_of_every_whole_frame(tmp_path, subtype):
     repair(path)
     np.testing.assert_array_equal(recorded(path), audio[:1001])
     before = path.read_bytes()
+    assert len(before) == len(header) + 1001 * frame_bytes, "half a frame is gone"
     repair(path)
     assert path.read_bytes() == before
 
