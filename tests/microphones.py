@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
 from pcmring.devices import AudioConfig, AudioDeviceManager, FileSource, GeneratorSource, Source, SourceError
+from virtual_mic import need
+
+need("soundfile")
+import soundfile  # noqa: E402
 
 DEADLINE_S = 30.0
 

@@ -183,6 +183,30 @@ def test_stopping_inside_on_stream_recovered_works(losing):
     assert not losing.microphone.active
 
 
+def test_a_stop_that_meets_a_reopening_wins(losing, crew):
+    """D26: the watchdog had already decided to open the device."""
+    told, go_on = threading.Event(), threading.Event()
+
+    def on_error(error):
+        told.set()
+        assert go_on.wait(DEADLINE_S)
+
+    losing.manager.on_stream_error = on_error
+    losing.begin()
+    session = losing.manager._session
+    losing.microphone.plugged.clear()
+    assert told.wait(DEADLINE_S)
+    losing.microphone.plugged.set()
+    opened = losing.microphone.opened
+    with session._source_lock:
+        go_on.set()
+        crew.wait_until_asleep(session._thread)  # at the lock
+        stopper = crew.start(losing.manager.stop_recording)
+        crew.wait_until_asleep(stopper)
+    crew.join()
+    assert (losing.microphone.opened, losing.microphone.active) == (opened, False)
+
+
 def test_stops_and_recoveries_that_meet_leave_nothing_running(crew):
     """D26: a stop at any moment of a recovery."""
     for turn in range(10):

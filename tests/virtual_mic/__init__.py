@@ -34,7 +34,7 @@ def unavailable(reason: str) -> Any:
     """Skip the test for this reason, or fail it where audio is required."""
     if IS_REQUIRED:
         pytest.fail(f"PCMRING_REQUIRE_AUDIO=1, but {reason}", pytrace=False)
-    return pytest.skip(reason)
+    return pytest.skip(reason, allow_module_level=True)
 
 
 def need(*packages: str) -> None:
