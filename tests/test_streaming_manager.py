@@ -124,7 +124,7 @@ def test_a_stereo_device_is_mixed_for_a_mono_program_and_kept_for_a_stereo_one(t
 
 @pytest.mark.parametrize("samplerate", [48_000, 44_100, 8000])
 def test_audio_of_another_rate_is_resampled_without_an_edge_at_its_beginning(tmp_path, samplerate):
-    audio = np.random.default_rng(7).uniform(-0.5, 0.5, (samplerate, 1)).astype(np.float32)
+    audio = np.random.default_rng(7).uniform(-0.5, 0.5, (samplerate + 1, 1)).astype(np.float32)
     soundfile.write(tmp_path / "noise.wav", audio, samplerate, subtype="FLOAT")
     whole = soxr.resample(audio, samplerate, 16000)
     with StreamingAudioManager(playing(tmp_path / "noise.wav")) as manager:
@@ -449,6 +449,7 @@ def test_hundreds_of_recordings_leave_nothing_behind():
     for round_ in range(200):
         manager.start_recording()
         manager.stop_recording()
+        assert not manager.is_recording
         if round_ == 10:
             before = resources()
     assert resources() == before

@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -204,6 +205,26 @@ def _error(name: str, error: Exception) -> SourceError:
     return found
 
 
+def _opens_in_alsa(device: AudioDevice) -> bool:
+    """Whether ALSA itself opens the device.
+
+    PortAudio keeps the error of a call in a variable that its threads share (PA_ENSURE's, 19.6 and 19.7). While one
+    thread hangs in a device that is gone it errs without end, and an open that fails in another may be taken for one
+    that worked; PortAudio then aborts the process. So nothing that would fail is tried in that state.
+    """
+    import ctypes  # some ms, and hardly ever needed
+
+    number = re.search(r"\((hw:\d+,\d+)\)$", device.name)
+    name = number.group(1) if number else device.name
+    library = ctypes.CDLL("libasound.so.2")
+    pcm = ctypes.c_void_p()
+    capture, nonblocking = 1, 1
+    if library.snd_pcm_open(ctypes.byref(pcm), os.fsencode(name), capture, nonblocking) < 0:
+        return False
+    library.snd_pcm_close(pcm)
+    return True
+
+
 def _abort(stream: Any, capture: CaptureCallback) -> None:
     """End a stream whose device delivers nothing, or leave it behind.
 
@@ -350,6 +371,8 @@ class PortAudioSource(Source):
         with self._lock:
             if self._device is None:
                 device = self._find()
+                if _abandoned and device.hostapi == "ALSA" and not _opens_in_alsa(device):
+                    raise SourceError(device.name, "ALSA cannot open the device")
                 self._samplerate, self._channels, self._dtype = self._negotiate(sounddevice, device)
                 self._device = device
 
