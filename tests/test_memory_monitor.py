@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from pcmring.memory_manager import (
     AudioBufferTracker,
     MemoryMonitor,
     MemoryUnreadable,
+    StreamLease,
 )
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -147,7 +148,7 @@ def test_over_the_limit_while_recording_cleanup_runs_once_and_loses_nothing(tmp_
         """
 import sys, numpy as np
 from pcmring import AudioBuffer
-from pcmring.memory_manager import AudioBufferTracker, MemoryMonitor, ResourceManager
+from pcmring.memory_manager import AudioBufferTracker, MemoryMonitor, ResourceManager, StreamLease
 MB = 1 << 20
 monitor = MemoryMonitor()
 tracker, resources = AudioBufferTracker(monitor), ResourceManager(monitor, directory=sys.argv[1])
@@ -156,7 +157,7 @@ reader = ring.reader(guard=True)
 recording, pool = resources.create_temp_file(), [np.ones(128 * MB, dtype=np.uint8)]
 monitor.add_cleanup_callback(pool.clear, stage="pools")
 monitor.max_memory_mb = monitor.get_memory_usage() + 64
-with open(recording.path, "wb") as file, monitor.streaming():
+with open(recording.path, "wb") as file, StreamLease():
     for number in range(40):
         if number == 10:
             pool.append(np.ones(128 * MB, dtype=np.uint8))  # the limit is crossed here
@@ -456,10 +457,9 @@ def collections() -> int:
 
 def test_no_garbage_collection_while_a_stream_runs_unless_forced() -> None:
     monitor = monitor_of(Usage(200), 100)
-    other = MemoryMonitor(100)
     gc.disable()
     try:
-        with other.streaming(), monitor.streaming():
+        with StreamLease(), StreamLease():
             before = collections()
             monitor.cleanup()
             assert collections() == before
@@ -476,10 +476,10 @@ def test_no_garbage_collection_while_a_stream_runs_unless_forced() -> None:
 
 def test_a_stream_that_was_forgotten_no_longer_counts() -> None:
     monitor = MemoryMonitor()
-    lease = monitor.streaming()
+    lease = StreamLease()
     lease.close()
     lease.close()
-    kept = monitor.streaming()
+    kept = StreamLease()
     assert monitor.get_statistics()["streams"] == 1
     del kept
     gc.collect()
@@ -721,6 +721,14 @@ def threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "pcmring-memory-monitor"]
 
 
+def ended(threads: Iterable[threading.Thread]) -> bool:
+    """Whether all of them end in time."""
+    deadline = time.monotonic() + 30
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return not any(thread.is_alive() for thread in threads)
+
+
 class Steps:
     """Readings that a test can wait for."""
 
@@ -744,9 +752,7 @@ class Steps:
 @pytest.fixture(autouse=True)
 def _no_thread_stays() -> Any:
     yield
-    for thread in threads():
-        thread.join(100)
-    assert not threads()
+    assert ended(threads())
 
 
 def test_monitoring_cleans_up_without_being_asked() -> None:
@@ -780,8 +786,7 @@ def test_d23_stop_returns_within_50_ms_and_the_thread_is_gone(crew: Any) -> None
         began = time.perf_counter()
         monitor.stop_monitoring()
         times.append(time.perf_counter() - began)
-        thread.join(100)  # a busy machine may have kept it longer than stop() waits
-        assert not thread.is_alive()
+        assert ended([thread])  # a busy machine may have kept it longer than stop() waits
         assert not monitor.monitoring
     assert min(times) < 0.05, times
 
@@ -794,8 +799,7 @@ def test_d23_starting_twice_or_after_a_stop_leaves_one_thread() -> None:
             monitor.start_monitoring(interval)
             seen.update(threads())
     last = monitor._thread
-    for thread in seen - {last}:
-        thread.join(100)
+    assert ended(seen - {last})
     assert threads() == [last]
     assert monitor.get_statistics()["interval_seconds"] == 1800
     monitor.stop_monitoring()
@@ -918,14 +922,14 @@ def test_a_forked_child_has_no_thread_and_can_start_its_own() -> None:
     """Forked from inside a cleanup: its lock is held by a thread the child does not have."""
     program = """
 import os, threading
-from pcmring.memory_manager import MemoryMonitor
+from pcmring.memory_manager import MemoryMonitor, StreamLease
 monitor = MemoryMonitor(1)
 inside, go_on = threading.Event(), threading.Event()
 def slow():
     inside.set()
     go_on.wait(100)
 monitor.add_cleanup_callback(slow)
-lease = monitor.streaming()
+lease = StreamLease()
 monitor.start_monitoring(3600)
 assert inside.wait(100)
 pid = os.fork()

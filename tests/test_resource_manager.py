@@ -996,3 +996,13 @@ def test_no_descriptor_stays_open_after_many_files(manager: ResourceManager) -> 
     assert isinstance(lost, TempFile)
     assert manager.remove_temp_file(lost.path)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_guided_run_goes_as_it_should() -> None:
+    script = Path(__file__).parents[1] / "scripts" / "test_memory_management.py"
+    for package in ("platformdirs", "soundfile", "soxr"):
+        pytest.importorskip(package)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("all went as it should\n")

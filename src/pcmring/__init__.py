@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         MemorySample,
         MemoryUnreadable,
         ResourceManager,
+        StreamLease,
         TempFile,
     )
     from pcmring.model_memory import MODEL_GUESSES, ModelGuess, ModelMemoryWarning, W4LMemoryManager
@@ -92,6 +93,7 @@ __all__ = [
     "SourceCounters",
     "SourceError",
     "StreamHandlers",
+    "StreamLease",
     "StreamTime",
     "StreamingAudioManager",
     "TempFile",
@@ -131,6 +133,7 @@ _LATE = {
         "MemorySample",
         "MemoryUnreadable",
         "ResourceManager",
+        "StreamLease",
         "TempFile",
     ),
     "model_memory": ("MODEL_GUESSES", "ModelGuess", "ModelMemoryWarning", "W4LMemoryManager"),

@@ -12,6 +12,7 @@ from pcmring._monitor import (
     MEMORY_CHECK_INTERVAL_SECONDS,
     MemoryMonitor,
     MemorySample,
+    StreamLease,
 )
 from pcmring._resources import ResourceManager
 from pcmring._tempfiles import TempFile
@@ -27,6 +28,7 @@ __all__ = [
     "MemorySample",
     "MemoryUnreadable",
     "ResourceManager",
+    "StreamLease",
     "TempFile",
 ]
 
