@@ -10,16 +10,14 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from microphones import Devices
 from pcmring._file_manager import FileBasedAudioManager
 from pcmring._recording import RecordingError
 from pcmring.devices import AudioConfig, AudioDeviceManager, GeneratorSource
@@ -27,10 +25,11 @@ from pcmring.memory_manager import MemoryMonitor, ResourceManager
 from stalled_disk import StalledDisk
 from virtual_mic import VirtualMics, need, virtual_mics
 
-need("soundfile", "platformdirs", "psutil")
-import soundfile  # noqa: E402
+soundfile = pytest.importorskip("soundfile")
+pytest.importorskip("platformdirs")
+psutil = pytest.importorskip("psutil")
+from microphones import DEADLINE_S, Devices, until  # noqa: E402
 
-DEADLINE_S = 30.0
 RATE = 16000
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="temporary files need a POSIX system")
@@ -41,13 +40,6 @@ def folder(tmp_path, monkeypatch) -> Path:
     """Where temporary recordings lie: not in the user's own folder."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     return Path(ResourceManager().directory)
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.002)
 
 
 def devices(device: str = "noise", **settings: Any) -> AudioDeviceManager:
@@ -593,10 +585,10 @@ def test_many_recordings_leave_no_threads_descriptors_or_files(folder):
     with FileBasedAudioManager(devices()) as manager:
         cycle(manager)
         gc.collect()
-        threads, fds = threading.active_count(), len(os.listdir("/proc/self/fd"))
+        threads, fds = threading.active_count(), psutil.Process().num_fds()
         for _ in range(20):
             cycle(manager)
         gc.collect()
         until(lambda: threading.active_count() <= threads)
-        assert len(os.listdir("/proc/self/fd")) == fds
+        assert psutil.Process().num_fds() == fds
         assert os.listdir(folder) == []

@@ -10,9 +10,8 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import wave
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +23,10 @@ from pcmring.devices import GeneratorSource, ResamplingReader
 from stalled_disk import StalledDisk
 from virtual_mic import need
 
-need("soundfile")
-import soundfile  # noqa: E402
+psutil = pytest.importorskip("psutil")
+soundfile = pytest.importorskip("soundfile")
+from microphones import DEADLINE_S, until  # noqa: E402
 
-DEADLINE_S = 30.0
 RATE = 16000
 FORMATS = [("WAV", "PCM_16"), ("WAV", "PCM_24"), ("WAV", "FLOAT"), ("FLAC", "PCM_16"), ("FLAC", "PCM_24")]
 each_format = pytest.mark.parametrize(("format", "subtype"), FORMATS)
@@ -47,13 +46,6 @@ def recorded(path: Path) -> np.ndarray:
     audio, _ = soundfile.read(path, dtype="float64", always_2d=True)
     assert np.array_equal(audio * 2**15, np.rint(audio * 2**15))
     return (audio * 2**15).astype(np.int16)
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.002)
 
 
 def record(
@@ -446,11 +438,11 @@ def test_recordings_leave_no_threads_descriptors_or_guards(tmp_path):
 
     cycle(0)
     cycle(1)
-    threads, fds = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    threads, fds = threading.active_count(), psutil.Process().num_fds()
     for number in range(2, 22):
         cycle(number)
     until(lambda: threading.active_count() <= threads)
-    assert len(os.listdir("/proc/self/fd")) == fds
+    assert psutil.Process().num_fds() == fds
 
 
 def test_a_forked_child_neither_waits_for_the_recording_nor_disturbs_it(tmp_path):
