@@ -225,7 +225,12 @@ def test_repair_makes_a_header_tell_of_every_whole_frame(tmp_path, subtype):
 
 
 def test_repair_leaves_other_files_alone(tmp_path):
-    for name, content in {"empty": b"", "text": b"text" * 100, "cut": _wav_header(RATE, 1, "PCM_16", 5)[:79]}.items():
+    for name, content in {
+        "empty": b"",
+        "text": b"text" * 100,
+        "cut": _wav_header(RATE, 1, "PCM_16", 5)[:79],
+        "mad": _wav_header(RATE, 0, "PCM_16", 5),
+    }.items():
         (tmp_path / name).write_bytes(content)
         repair(tmp_path / name)
         assert (tmp_path / name).read_bytes() == content

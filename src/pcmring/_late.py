@@ -21,7 +21,9 @@ _PACKAGES = {
         "PortAudio",
         "apt-get install libportaudio2 (Debian, Ubuntu), dnf install portaudio (Fedora)",
     ),
-    "soundfile": _Package("read sound files and write FLAC", "libsndfile", "apt-get install libsndfile1 (Debian, Ubuntu)"),
+    "soundfile": _Package(
+        "read sound files and write FLAC", "libsndfile", "apt-get install libsndfile1 (Debian, Ubuntu)"
+    ),
     "soxr": _Package("change the samplerate", "", ""),
     "platformdirs": _Package("find the folders for settings and recordings", "", ""),
     "cffi": _Package("call PortAudio", "", ""),

@@ -282,7 +282,7 @@ def repair(path: str | os.PathLike[str]) -> int | None:
         if len(header) >= 80 and (header[:4], header[8:16], header[48:52]) in _OUR_WAVS:
             tag, channels, samplerate, _, _, bits = struct.unpack_from("<HHIIHH", header, 56)
             subtype = next((name for name, sample in _WAV_SAMPLES.items() if sample == (tag, bits)), None)
-            if subtype is not None:
+            if subtype is not None and channels:
                 wav = _Wav(file, samplerate, channels, subtype)
                 wav.finish()
                 return wav.frames
