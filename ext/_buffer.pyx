@@ -1183,7 +1183,7 @@ cdef class AudioBuffer:
                 min_block=pcmring_peek64(&control.min_block),
                 max_block=pcmring_peek64(&control.max_block),
                 frames_lost={CAUSES[i]: pcmring_peek64(&control.lost[i]) for i in range(PCMRING_CAUSES)},
-                gaps=pcmring_peek64(&control.gap_count),
+                gaps=pcmring_gaps_made(self.ring),
                 frames_delivered=pcmring_delivered(&self.own),
                 frames_overrun=self.own.lost,
             )

@@ -63,7 +63,6 @@ cdef extern from "pcmring/ring.h" nogil:
         pcmring_a64 max_block
         pcmring_a64 peak_fill
         pcmring_a64 floor
-        pcmring_a64 gap_count
         pcmring_a64 *lost
     ctypedef struct pcmring_ring:
         pcmring_control *control
@@ -111,6 +110,7 @@ cdef extern from "pcmring/ring.h" nogil:
     void pcmring_wake(pcmring_ring *ring)
     void pcmring_add_gap(pcmring_ring *ring, uint64_t frames, uint32_t cause, uint32_t exact)
     uint64_t pcmring_frames_written(const pcmring_ring *ring)
+    uint64_t pcmring_gaps_made(const pcmring_ring *ring)
     uint64_t pcmring_oldest(const pcmring_ring *ring)
     uint64_t pcmring_latest(const pcmring_ring *ring, void *out, uint64_t frames, uint64_t *start)
     uint64_t pcmring_copy_range(const pcmring_ring *ring, void *out, uint64_t start, uint64_t frames)

@@ -155,7 +155,7 @@ typedef struct pcmring_guard {
     uint64_t reserved[6];
 } pcmring_guard;
 
-/* One entry of the ledger. Fields are atomic only because a snapshot may race; see side_seq. */
+/* One entry of the ledger. Fields are atomic only because a snapshot may race; see gap_seq. */
 typedef struct pcmring_gap_slot {
     pcmring_a64 position; /* the first frame stored after the gap */
     pcmring_a64 frames;   /* how many are missing just before it */
@@ -192,9 +192,9 @@ typedef struct pcmring_control {
     pcmring_a64 committed; /* frames below this are stored: `frames_written` */
     pcmring_a64 blocks;    /* calls that stored at least one frame */
     pcmring_a64 min_block, max_block; /* frames */
-    pcmring_a32 side_seq;  /* odd while ledger or stamps change */
+    pcmring_a64 gap_seq, stamp_seq; /* twice the entries ever made, odd while one is being made */
     pcmring_a32 storing;   /* policy block: a write that was let in has not yet published its frames */
-    pcmring_a64 gap_count, stamp_count; /* entries ever made; the newest is at (count - 1) % slots */
+    uint32_t pad0;
 
     /* The producer's own notes. */
     uint64_t write_index;  /* committed % slots, kept to save the division */
@@ -697,36 +697,41 @@ static inline uint64_t pcmring_latest(const pcmring_ring *r, void *out, uint64_t
 
 /* ---- the ledger of gaps and the time stamps -------------------------------------------------------- */
 
-/* Both tables change only while side_seq is odd, so that any thread can take a consistent snapshot. */
-static inline uint32_t pcmring_side_begin_(pcmring_control *c)
+/* The tables are rings of entries under the protocol of the frames. `*seq` counts them: twice the entries ever
+ * made, and one more while the next is being made in the place of the oldest. */
+static inline uint64_t pcmring_entry_begin_(pcmring_a64 *seq)
 {
-    const uint32_t seq = pcmring_load(&c->side_seq, relaxed) | 1; /* odd already: a producer died here */
-    pcmring_store(&c->side_seq, seq, relaxed);
-    /* release fence, partner of the acquire fence in pcmring_side_same_(): who meets a changed entry
-     * also meets the odd number */
+    const uint64_t made = pcmring_load(seq, relaxed) / 2; /* our own; odd already: a producer died here */
+    /* release, for who takes this number for the count of the entries before */
+    pcmring_store(seq, 2 * made + 1, release);
+    /* release fence, partner of the acquire fence in pcmring_first_entry_(): who meets a changed place also
+     * meets the odd number */
     pcmring_fence(release);
-    return seq;
+    return made;
 }
 
-static inline void pcmring_side_end_(pcmring_control *c, uint32_t seq)
+static inline void pcmring_entry_end_(pcmring_a64 *seq, uint64_t made)
 {
-    pcmring_store(&c->side_seq, seq + 1, release); /* partner of the acquire in pcmring_side_now_() */
+    pcmring_store(seq, 2 * made + 2, release); /* partner of the acquire in pcmring_entries_() */
 }
 
-static inline uint32_t pcmring_side_now_(const pcmring_control *c)
+/* Entries ever made. */
+static inline uint64_t pcmring_entries_(const pcmring_a64 *seq)
 {
-    return pcmring_load(&c->side_seq, acquire); /* partner of the release in pcmring_side_end_() */
+    return pcmring_load(seq, acquire) / 2; /* partner of the releases in pcmring_entry_begin_() and _end_() */
 }
 
-static inline int pcmring_side_same_(const pcmring_control *c, uint32_t seq)
+/* After a copy: the oldest entry whose place was not used again meanwhile. */
+static inline uint64_t pcmring_first_entry_(const pcmring_a64 *seq, uint32_t places)
 {
-    pcmring_fence(acquire); /* partner of the release fence in pcmring_side_begin_() */
-    return (seq & 1) == 0 && pcmring_load(&c->side_seq, relaxed) == seq;
+    uint64_t begun;
+    pcmring_fence(acquire); /* partner of the release fence in pcmring_entry_begin_() */
+    begun = (pcmring_load(seq, relaxed) + 1) / 2;
+    return begun > places ? begun - places : 0;
 }
 
-/* Tries of a snapshot before it is taken as it is: reached only when a producer process died between
- * two stores, and then at most one entry is half-made. */
-#define PCMRING_SNAPSHOT_TRIES 100000
+/* Entries ever made in the ledger. Any thread. */
+static inline uint64_t pcmring_gaps_made(const pcmring_ring *r) { return pcmring_entries_(&r->control->gap_seq); }
 
 /* Producer: `frames` are missing before the next frame. Consecutive reports of one kind at one position
  * become one entry. The oldest entry gives way; the totals keep it. */
@@ -734,45 +739,45 @@ static PCMRING_NOINLINE void pcmring_add_gap(pcmring_ring *r, uint64_t frames, u
 {
     pcmring_control *c = r->control;
     const uint64_t position = pcmring_load(&c->committed, relaxed); /* our own */
-    const uint64_t count = pcmring_load(&c->gap_count, relaxed);    /* our own */
-    pcmring_gap_slot *last = &r->gaps[(count + c->gap_slots - 1) % c->gap_slots];
-    const uint32_t seq = pcmring_side_begin_(c);
-    if (count && pcmring_load(&last->position, relaxed) == position && pcmring_load(&last->cause, relaxed) == cause &&
+    const uint64_t made = pcmring_load(&c->gap_seq, relaxed) / 2;   /* our own */
+    pcmring_gap_slot *last = &r->gaps[(made + c->gap_slots - 1) % c->gap_slots];
+    if (made && pcmring_load(&last->position, relaxed) == position && pcmring_load(&last->cause, relaxed) == cause &&
         pcmring_load(&last->exact, relaxed) == exact) {
+        /* every value it takes is true: nothing to announce */
         pcmring_store(&last->frames, pcmring_load(&last->frames, relaxed) + frames, relaxed);
     } else {
-        pcmring_gap_slot *gap = &r->gaps[count % c->gap_slots];
+        pcmring_gap_slot *gap = &r->gaps[made % c->gap_slots];
+        pcmring_entry_begin_(&c->gap_seq);
         pcmring_store(&gap->position, position, relaxed);
         pcmring_store(&gap->frames, frames, relaxed);
         pcmring_store(&gap->cause, cause, relaxed);
         pcmring_store(&gap->exact, exact, relaxed);
-        pcmring_store(&c->gap_count, count + 1, relaxed);
+        pcmring_entry_end_(&c->gap_seq, made);
     }
-    pcmring_side_end_(c, seq);
     pcmring_count(&c->lost[cause], frames);
     c->next_stamp = position; /* the line of time breaks here: stamp the next block */
 }
 
-/* Copy the newest gaps, oldest first, at most `most`. Returns how many. */
+/* Copy the newest gaps, oldest first, at most `most`. Returns how many. Wait-free: what the producer writes over
+ * meanwhile is left out. */
 static PCMRING_NOINLINE uint32_t pcmring_gaps(const pcmring_ring *r, pcmring_gap *out, uint32_t most)
 {
     const pcmring_control *c = r->control;
-    uint32_t n = 0, i, tries = 0, seq;
-    do {
-        uint64_t count;
-        seq = pcmring_side_now_(c);
-        count = pcmring_load(&c->gap_count, relaxed);
-        n = count < c->gap_slots ? (uint32_t)count : c->gap_slots;
-        n = n < most ? n : most;
-        for (i = 0; i < n; i++) {
-            pcmring_gap_slot *gap = &r->gaps[(count - n + i) % c->gap_slots];
-            out[i].position = pcmring_load(&gap->position, relaxed);
-            out[i].frames = pcmring_load(&gap->frames, relaxed);
-            out[i].cause = pcmring_load(&gap->cause, relaxed);
-            out[i].exact = pcmring_load(&gap->exact, relaxed);
-        }
-    } while (!pcmring_side_same_(c, seq) && ++tries < PCMRING_SNAPSHOT_TRIES);
-    return n;
+    const uint64_t made = pcmring_entries_(&c->gap_seq);
+    const uint32_t held = made < c->gap_slots ? (uint32_t)made : c->gap_slots, n = held < most ? held : most;
+    uint64_t whole;
+    uint32_t i, gone;
+    for (i = 0; i < n; i++) {
+        const pcmring_gap_slot *gap = &r->gaps[(made - n + i) % c->gap_slots];
+        out[i].position = pcmring_load(&gap->position, relaxed);
+        out[i].frames = pcmring_load(&gap->frames, relaxed);
+        out[i].cause = pcmring_load(&gap->cause, relaxed);
+        out[i].exact = pcmring_load(&gap->exact, relaxed);
+    }
+    whole = pcmring_first_entry_(&c->gap_seq, c->gap_slots);
+    gone = whole > made ? n : whole > made - n ? (uint32_t)(whole - (made - n)) : 0;
+    memmove(out, out + gone, (n - gone) * sizeof *out);
+    return n - gone;
 }
 
 /* When a block came. A NULL pointer to one stands for "now, capture time unknown". */
@@ -785,44 +790,41 @@ static PCMRING_NOINLINE void pcmring_add_stamp_(pcmring_ring *r, uint64_t positi
                                                 const pcmring_when *when)
 {
     pcmring_control *c = r->control;
-    const uint64_t count = pcmring_load(&c->stamp_count, relaxed); /* our own */
-    pcmring_stamp_slot *stamp = &r->stamps[count % c->stamp_slots];
+    pcmring_stamp_slot *stamp;
     const int64_t mono_ns = when ? when->mono_ns : pcmring_now_ns();
-    uint64_t adc_bits = 0;
-    uint32_t seq;
+    uint64_t adc_bits = 0, made;
     if (when)
         memcpy(&adc_bits, &when->adc_s, sizeof adc_bits);
-    seq = pcmring_side_begin_(c);
+    made = pcmring_entry_begin_(&c->stamp_seq);
+    stamp = &r->stamps[made % c->stamp_slots];
     pcmring_store(&stamp->position, position, relaxed);
     pcmring_store(&stamp->frames, frames, relaxed);
     pcmring_store(&stamp->adc_bits, adc_bits, relaxed);
     pcmring_store(&stamp->mono_ns, (uint64_t)mono_ns, relaxed);
-    pcmring_store(&c->stamp_count, count + 1, relaxed);
-    pcmring_side_end_(c, seq);
+    pcmring_entry_end_(&c->stamp_seq, made);
     c->next_stamp = position + c->stamp_interval;
 }
 
-/* Copy the newest stamps, oldest first, at most `most`. Returns how many. */
+/* Copy the newest stamps, oldest first, at most `most`. Returns how many. Wait-free, as pcmring_gaps(). */
 static PCMRING_NOINLINE uint32_t pcmring_stamps(const pcmring_ring *r, pcmring_stamp *out, uint32_t most)
 {
     const pcmring_control *c = r->control;
-    uint32_t n = 0, i, tries = 0, seq;
-    do {
-        uint64_t count;
-        seq = pcmring_side_now_(c);
-        count = pcmring_load(&c->stamp_count, relaxed);
-        n = count < c->stamp_slots ? (uint32_t)count : c->stamp_slots;
-        n = n < most ? n : most;
-        for (i = 0; i < n; i++) {
-            pcmring_stamp_slot *stamp = &r->stamps[(count - n + i) % c->stamp_slots];
-            const uint64_t adc_bits = pcmring_load(&stamp->adc_bits, relaxed);
-            out[i].position = pcmring_load(&stamp->position, relaxed);
-            out[i].frames = pcmring_load(&stamp->frames, relaxed);
-            out[i].mono_ns = (int64_t)pcmring_load(&stamp->mono_ns, relaxed);
-            memcpy(&out[i].adc_s, &adc_bits, sizeof adc_bits);
-        }
-    } while (!pcmring_side_same_(c, seq) && ++tries < PCMRING_SNAPSHOT_TRIES);
-    return n;
+    const uint64_t made = pcmring_entries_(&c->stamp_seq);
+    const uint32_t held = made < c->stamp_slots ? (uint32_t)made : c->stamp_slots, n = held < most ? held : most;
+    uint64_t whole;
+    uint32_t i, gone;
+    for (i = 0; i < n; i++) {
+        const pcmring_stamp_slot *stamp = &r->stamps[(made - n + i) % c->stamp_slots];
+        const uint64_t adc_bits = pcmring_load(&stamp->adc_bits, relaxed);
+        out[i].position = pcmring_load(&stamp->position, relaxed);
+        out[i].frames = pcmring_load(&stamp->frames, relaxed);
+        out[i].mono_ns = (int64_t)pcmring_load(&stamp->mono_ns, relaxed);
+        memcpy(&out[i].adc_s, &adc_bits, sizeof adc_bits);
+    }
+    whole = pcmring_first_entry_(&c->stamp_seq, c->stamp_slots);
+    gone = whole > made ? n : whole > made - n ? (uint32_t)(whole - (made - n)) : 0;
+    memmove(out, out + gone, (n - gone) * sizeof *out);
+    return n - gone;
 }
 
 /* ---- the producer ------------------------------------------------------------------------------------ */
