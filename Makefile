@@ -135,7 +135,7 @@ coverage: install ## line coverage of the Cython and Python code and of the C he
 	rm -rf $(COVERAGE)/tests && cp -R tests $(COVERAGE)/tests
 	cd $(COVERAGE) && PCMRING_BUILD=coverage $(VENV)/bin/python setup.py --quiet build_ext --inplace
 	cd $(COVERAGE) && PYTHONPATH=$(COVERAGE)/src $(VENV)/bin/python -m coverage run -m pytest \
-	    -m 'not stress' --timeout=900 $(PYTEST_ARGS)
+	    -m 'not stress and not rss' --timeout=900 $(PYTEST_ARGS)
 	$(MAKE) --no-print-directory -C $(COVERAGE)/tests/native coverage
 	@cd $(COVERAGE) && failed=0; \
 	echo '== Cython' && $(VENV)/bin/coverage report --include='ext/*' --fail-under=$(COVERAGE_MIN) || failed=1; \

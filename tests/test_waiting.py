@@ -580,6 +580,8 @@ def test_an_interrupted_write_leaves_what_it_stored(crew) -> None:
         raise Stop
 
     def send() -> None:
+        while buffer.frames_written < 8:  # from then on the write is on its way to sleep
+            time.sleep(0.001)
         crew.wait_until_asleep(threading.main_thread())
         os.kill(os.getpid(), signal.SIGUSR1)
 

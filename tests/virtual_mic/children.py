@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,8 @@ def capture_with_a_python_callback(hold_s: float, times: int) -> dict[str, Any]:
 
     import sounddevice
 
+    # sounddevice sets the shape of arrays, which NumPy 2.5 complains about
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="sounddevice")
     libc = ctypes.PyDLL(None)
     blocks: queue.Queue[np.ndarray] = queue.Queue()
 
