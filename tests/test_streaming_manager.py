@@ -56,6 +56,21 @@ def test_a_slow_callback_gets_every_frame_also_those_captured_just_before_the_st
         np.testing.assert_array_equal(np.concatenate(got), ramp(0, 24_000))
 
 
+def test_how_a_recording_does_can_be_asked_at_any_time_and_follows_every_block():
+    """D29: no report has to be waited for."""
+    microphone = Microphone()
+    with StreamingAudioManager(Devices(lambda: microphone)) as manager:
+        manager.start_recording()
+        assert manager.wait_ready(DEADLINE_S)
+        before = manager.get_buffer_info()
+        until(lambda: microphone.counters.frames > before["frames_written"])
+        now = manager.get_buffer_info()
+        assert now["frames_written"] > before["frames_written"]
+        assert now["fill_level"] > before["fill_level"]
+        assert (now["state"], now["is_recording"], now["error"]) == ("capturing", True, None)
+        assert (now["overflows"], now["gaps"]) == (0, 0)
+
+
 def test_what_was_captured_before_the_stop_is_readable_after_it():
     """D5, D32: from the first frame on."""
     microphone = Microphone()
