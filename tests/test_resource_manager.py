@@ -641,8 +641,9 @@ def test_of_many_starters_exactly_one_recovers_each_recording(folder: Path, prog
     assert len([name for name in os.listdir(folder) if name.endswith(".wav")]) == 5
 
 
+@pytest.mark.parametrize("is_replaced", [False, True])
 def test_a_recording_that_another_moved_meanwhile_is_left_to_it(
-    folder: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+    folder: Path, program: Program, monkeypatch: pytest.MonkeyPatch, is_replaced: bool
 ) -> None:
     """Between opening the file and locking it: another program recovered it and moved it away."""
     process = program(RECORD)
@@ -656,11 +657,14 @@ def test_a_recording_that_another_moved_meanwhile_is_left_to_it(
         assert [file.path for file in other.recover()] == [path]
         os.rename(path, f"{path}.kept")
         assert other.remove_temp_file(path)
+        if is_replaced:
+            Path(path).write_bytes(AUDIO)
         flock(fd, how)
 
     monkeypatch.setattr(_tempfiles.fcntl, "flock", late)
     assert ResourceManager(directory=folder).recover() == []
-    assert os.listdir(folder) == [os.path.basename(path) + ".kept"]
+    assert os.path.exists(f"{path}.kept")
+    assert os.path.exists(path) == is_replaced
 
 
 def test_a_file_made_while_another_recovers_is_not_lost(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
