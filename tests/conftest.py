@@ -64,7 +64,7 @@ class Crew:
             pytest.fail(f"{len(hanging)} threads hang after {limit_s} s\n" + "\n".join(where))
 
     @staticmethod
-    def wait_until_asleep(thread: threading.Thread, limit_s: float = 20.0) -> None:
+    def wait_until_asleep(thread: threading.Thread, limit_s: float = 3.0) -> None:
         """Return when `thread` sleeps in the system, and not for want of the GIL.
 
         Makes a test sharp, never right: the assertions must also hold for a thread that is not there yet.
@@ -72,7 +72,7 @@ class Crew:
         status = Path(f"/proc/self/task/{thread.native_id}/status")
         deadline = time.monotonic() + limit_s
         before, calm = "", 0
-        while calm < 10 and thread.is_alive() and time.monotonic() < deadline:
+        while calm < 5 and thread.is_alive() and time.monotonic() < deadline:
             time.sleep(0.001)  # gives the GIL away: who waits for it takes it, and counts a switch
             try:
                 lines = status.read_text().splitlines()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import importlib.util
 import math
 import threading
 import time
@@ -18,6 +19,8 @@ from pcmring.devices import FileSource, GeneratorSource, ResamplingReader, Sourc
 from virtual_mic import VirtualMics, need, virtual_mics
 
 DEADLINE_S = 30.0
+
+needs_soxr = pytest.mark.skipif(importlib.util.find_spec("soxr") is None, reason="soxr is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -639,6 +642,7 @@ def test_stereo_is_mixed_to_the_mean_before_it_is_resampled():
         np.testing.assert_array_equal(reader.read(5000, timeout=None), expected)
 
 
+@needs_soxr
 def test_stereo_stays_stereo_and_mono_is_repeated():
     stereo = noise(9001, 2)
     with AudioBuffer(10_000, 2, samplerate=48000) as buffer, ResamplingReader(buffer, 16000, 2) as reader:
@@ -676,6 +680,7 @@ def test_equal_rates_with_integers_and_stereo_only_convert_and_mix():
         assert reader.position == 1000
 
 
+@needs_soxr
 def test_a_read_waits_until_enough_came_through(crew):
     audio = noise(48_000)
     with AudioBuffer(48_000, samplerate=48000) as buffer, ResamplingReader(buffer, 16000) as reader:
@@ -688,6 +693,7 @@ def test_a_read_waits_until_enough_came_through(crew):
         np.testing.assert_array_equal(got[0], offline(audio, 48000, 16000)[:10_000])
 
 
+@needs_soxr
 def test_a_read_ends_when_the_time_is_up_with_what_there_is():
     with AudioBuffer(48_000, samplerate=48000) as buffer, ResamplingReader(buffer, 16000) as reader:
         assert reader.read(100, timeout=0.01).shape == (0, 1)
@@ -696,6 +702,7 @@ def test_a_read_ends_when_the_time_is_up_with_what_there_is():
         assert reader.delay > 0
 
 
+@needs_soxr
 def test_closing_the_reader_wakes_its_wait(crew):
     with AudioBuffer(48_000, samplerate=48000) as buffer:
         reader = ResamplingReader(buffer, 16000)
@@ -710,6 +717,7 @@ def test_closing_the_reader_wakes_its_wait(crew):
         assert reader.closed
 
 
+@needs_soxr
 def test_more_than_the_ring_holds_can_be_read_at_once(crew):
     """The wait is for slices of the ring, which is emptied meanwhile."""
     audio = noise(96_000)
@@ -724,6 +732,7 @@ def test_more_than_the_ring_holds_can_be_read_at_once(crew):
     np.testing.assert_array_equal(got[0], offline(audio, 48000, 16000)[:30_000])
 
 
+@needs_soxr
 def test_positions_map_to_the_ring_and_back():
     with AudioBuffer(48_000, samplerate=48000) as buffer:
         buffer.write(noise(3000))
@@ -736,6 +745,7 @@ def test_positions_map_to_the_ring_and_back():
             assert reader.time_of(1500).clock == buffer.time_of(4500).clock
 
 
+@needs_soxr
 def test_an_impulse_comes_out_where_it_went_in():
     """The filter's delay is in no position."""
     audio = np.zeros((48_000, 1), np.float32)
@@ -747,6 +757,7 @@ def test_an_impulse_comes_out_where_it_went_in():
     assert reader.ring_position(int(np.argmax(np.abs(got)))) == 24_000
 
 
+@needs_soxr
 def test_a_loss_restarts_the_resampler_and_is_lost_in_output_positions():
     audio = noise(12_000)
     with AudioBuffer(3000, samplerate=48000) as buffer, ResamplingReader(buffer, 16000, start="oldest") as reader:
@@ -771,6 +782,7 @@ def test_a_loss_restarts_the_resampler_and_is_lost_in_output_positions():
         assert reader.output_position(6003) == 2001.0
 
 
+@needs_soxr
 def test_many_small_losses_keep_the_time_line():
     """No drift from rounding: every run starts within a frame of where it belongs."""
     rng = np.random.default_rng(4)
@@ -800,6 +812,7 @@ def test_windows_overlap_and_the_last_is_shorter():
             np.testing.assert_array_equal(block.array, expected[block.start : block.start + block.frames])
 
 
+@needs_soxr
 def test_a_window_has_no_loss_in_it():
     with AudioBuffer(6000, samplerate=48000) as buffer, ResamplingReader(buffer, 16000, start="oldest") as reader:
         blocks = reader.blocks(900, timeout=0.0)
@@ -836,6 +849,7 @@ def test_windows_come_in_an_event_loop():
     np.testing.assert_array_equal(np.concatenate([block.array for block in blocks]), expected)
 
 
+@needs_soxr
 def test_two_threads_in_one_reader_are_refused(crew):
     with AudioBuffer(48_000, samplerate=48000) as buffer, ResamplingReader(buffer, 16000) as reader:
 
@@ -864,6 +878,7 @@ def test_what_cannot_be_resampled_is_refused(ring, arguments, message):
         ResamplingReader(buffer, **arguments)
 
 
+@needs_soxr
 def test_wrong_reads_are_refused():
     with AudioBuffer(100, samplerate=48000) as buffer, ResamplingReader(buffer, 16000) as reader:
         with pytest.raises(TypeError, match="float32"):

@@ -91,22 +91,22 @@ class StreamLease:
     by `close`, by ``with``, or when forgotten. The managers have one while they record.
     """
 
-    __slots__ = ("__weakref__",)
+    __slots__ = ("__weakref__", "_end")
 
     def __init__(self) -> None:
         _streams[id(self)] = None
+        # not __del__: at the end of the interpreter this module may be gone before the lease is
+        self._end = weakref.finalize(self, _streams.pop, id(self), None)
+        self._end.atexit = False
 
     def close(self) -> None:
         """End it; again does nothing. Any thread, any moment."""
-        _streams.pop(id(self), None)
+        self._end()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
         self.close()
 
 
