@@ -32,7 +32,7 @@ def fences() -> list[str]:
 @pytest.fixture(params=["audio", "pcmring"])
 def after_all_fences(request, tmp_path, monkeypatch):
     """The namespace in which all of them ran, in order, with what they take for granted."""
-    monkeypatch.setenv("PCMRING_TEMP", str(tmp_path / "recordings"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     devices = pcmring.AudioDeviceManager(pcmring.AudioConfig(device="tone"))
     names = {
         "device_manager": devices,
