@@ -97,6 +97,7 @@ def test_constants_are_w4ls() -> None:
     assert MemoryMonitor().max_memory_mb == 512
 
 
+@pytest.mark.rss
 def test_usage_is_this_process_resident_memory_in_mb() -> None:
     """128 MB are touched and given back; whatever else the process does is far less."""
     run("""
@@ -115,6 +116,7 @@ assert monitor.get_statistics()["peak_memory_mb"] == with_block
 
 
 @linux_only
+@pytest.mark.rss
 def test_d17_cleaned_means_measurably_freed() -> None:
     """W4L forgot list entries and said that memory was freed. What cleanup returns is what the kernel has back."""
     run("""
@@ -142,6 +144,7 @@ assert monitor.get_statistics()["last_cleanup"]["freed_bytes"] > 96 * MB
 
 
 @linux_only
+@pytest.mark.rss
 def test_over_the_limit_while_recording_cleanup_runs_once_and_loses_nothing(tmp_path: Path) -> None:
     """Both modes at once: a ring being written and read, and a file being recorded, beside a pool that gives back."""
     run(

@@ -1002,6 +1002,7 @@ def test_no_descriptor_stays_open_after_many_files(manager: ResourceManager) -> 
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.mark.rss
 def test_the_guided_run_goes_as_it_should() -> None:
     script = Path(__file__).parents[1] / "scripts" / "test_memory_management.py"
     for package in ("platformdirs", "soundfile", "soxr"):

@@ -493,7 +493,7 @@ def test_managers_that_are_forgotten_go_away_though_their_monitor_stays():
 
 def test_cleaning_one_manager_up_leaves_the_other_and_the_shared_monitor_alone():
     """D16."""
-    monitor = MemoryMonitor()
+    monitor = MemoryMonitor(max_memory_mb=100_000)
     with StreamingAudioManager(tone(), monitor) as one, StreamingAudioManager(tone(), monitor) as other:
         one.start_recording()
         other.start_recording()
