@@ -561,7 +561,7 @@ def test_a_reader_closed_beside_its_last_call_ends_its_guard(crew) -> None:
     """Whichever is first; here nobody calls again, who could repair it."""
     buffer = new_buffer(4, "drop")
     buffer.reader().close()
-    rounds = 4_000
+    rounds = 1_000
     readers = [buffer.reader()] * rounds
     opened, closed = [-1], [-1]
 

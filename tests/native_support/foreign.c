@@ -43,7 +43,7 @@ static void nap_until(int64_t until_ns)
 
 /* ---- one call ---- */
 
-static void *call_once(void *argument)
+static void *call_in_a_thread(void *argument)
 {
     foreign *f = argument;
     f->result = f->callback(f->data, NULL, (unsigned long)f->frames, f->times, f->flags, f->userdata);
@@ -54,7 +54,7 @@ int foreign_call(callback_function *callback, void *userdata, const void *data, 
                  const pcmring_pa_times *times, unsigned long flags)
 {
     foreign f = {.callback = callback, .userdata = userdata, .data = data, .frames = frames, .times = times, .flags = flags};
-    if (pthread_create(&f.thread, NULL, call_once, &f) != 0)
+    if (pthread_create(&f.thread, NULL, call_in_a_thread, &f) != 0)
         return -1;
     pthread_join(f.thread, NULL);
     return f.result;
