@@ -113,7 +113,7 @@ test-asan: ## the Python extension under ASan and UBSan
 # TSan's shadow memory does not fit every randomised address space.
 test-tsan: ## the Python extension under TSan
 	$(call install,$(VENV)-tsan,tsan,$(PYTHON),test$(comma)audio)
-	cd tests && setarch $$(uname -m) -R env LD_PRELOAD="$(call library,libtsan.so)" TSAN_OPTIONS=exitcode=66:allocator_may_return_null=1 \
+	cd tests && setarch $$(uname -m) -R env LD_PRELOAD="$(call library,libtsan.so)" TSAN_OPTIONS=exitcode=66:die_after_fork=0:allocator_may_return_null=1 \
 	    $(VENV)-tsan/bin/python -m pytest $(SANITIZED) $(PYTEST_ARGS)
 
 # Set it to a free-threaded interpreter: make test-freethreaded PYTHON3T=~/python3.13t/bin/python3.13t

@@ -107,6 +107,7 @@ def test_a_monitor_that_is_given_is_used() -> None:
     assert monitor.max_memory_mb == 762
 
 
+@pytest.mark.rss
 def test_a_real_load_is_measured_and_replaces_the_guess() -> None:
     """192 MB are touched inside the block; whatever else the process does meanwhile is far less."""
     program = """

@@ -568,6 +568,7 @@ def test_a_handler_that_returns_lets_the_wait_go_on(crew, kind: str) -> None:
 
 
 @posix_only
+@pytest.mark.skipif(sys.gettrace() is not None, reason="a tracer of Cython's lines swallows what a handler raises")
 def test_an_interrupted_write_leaves_what_it_stored(crew) -> None:
     """frames_written tells how far it came; the reader gets exactly that."""
     buffer = AudioBuffer(8, policy="block")
