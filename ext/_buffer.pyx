@@ -281,6 +281,16 @@ cdef object note_loss(object losses, uint64_t first, uint64_t last):
     return losses
 
 
+cdef list copied(object losses):
+    """What note_loss() made, as a list."""
+    while losses is not None:
+        try:
+            return list(losses)
+        except RuntimeError:  # without the GIL: it grew meanwhile
+            pass
+    return []
+
+
 cdef class AudioBuffer:
     """A circular buffer of audio frames: one producer, any number of readers, no locks.
 
@@ -1073,13 +1083,7 @@ cdef class AudioBuffer:
 
     def losses(self):
         """Return the frames the buffer's own reader lost, as a list of ``(first, last)``, half open."""
-        cdef object losses = self.own_losses
-        while losses is not None:
-            try:
-                return list(losses)
-            except RuntimeError:  # without the GIL: it grew meanwhile
-                pass
-        return []
+        return copied(self.own_losses)
 
     def gaps(self):
         """Return the frames that never reached the ring, oldest first.
@@ -1456,13 +1460,7 @@ cdef class Reader:
 
     def losses(self):
         """Return the frames it lost, as a list of ``(first, last)``, half open; the newest 1,024 ranges."""
-        cdef object losses = self.seen_losses
-        while losses is not None:
-            try:
-                return list(losses)
-            except RuntimeError:  # without the GIL: it grew meanwhile
-                pass
-        return []
+        return copied(self.seen_losses)
 
     cdef int check_ended(self, uint64_t wanted, uint64_t got) except -1:
         if got == 0 and wanted and pcmring_is_ended(self.buffer.ring):

@@ -9,12 +9,9 @@ cimport cython
 from cpython.object cimport PyObject
 from cpython.weakref cimport PyWeakref_NewRef
 
-import logging
 import operator
 import types
 import weakref
-
-_log = logging.getLogger(__name__)
 
 cdef extern from "Python.h":
     object PyLong_FromVoidPtr(void *pointer)
@@ -53,7 +50,7 @@ cdef class AudioBufferTracker:
     Notes
     -----
     Threads: every method may run beside every other, with and without the GIL. Tracking and untracking take the same
-    time with ten live buffers as with a hundred thousand (benchmarks/core.py).
+    time with ten live buffers as with a hundred thousand.
     """
 
     cdef dict entries       # id of the object: _Entry, in the order they were first tracked
@@ -223,7 +220,9 @@ cdef class AudioBufferTracker:
             try:
                 on_evict(obj)
             except Exception:
-                _log.exception("on_evict of a %s of %d bytes failed", type(obj).__name__, entry.size)
+                import logging  # 5 ms that an import of ours should not cost
+
+                logging.getLogger(__name__).exception("on_evict of a %s of %d bytes failed", type(obj).__name__, entry.size)
             finally:
                 entry.is_asked = False
                 del obj

@@ -15,6 +15,7 @@ import time
 import numpy as np
 import pytest
 
+from native_support import CALLBACK, Times
 from pcmring import AudioBuffer, CaptureCallback, Gap, StreamTime
 from pcmring._timeline import Timeline
 
@@ -23,29 +24,12 @@ BLOCK = 160
 OVERFLOW = 2  # paInputOverflow
 
 
-class Times(ctypes.Structure):
-    """PaStreamCallbackTimeInfo."""
-
-    _fields_ = (("input_adc", ctypes.c_double), ("current", ctypes.c_double), ("output_dac", ctypes.c_double))
-
-
-PaStreamCallback = ctypes.CFUNCTYPE(
-    ctypes.c_int,
-    ctypes.c_void_p,
-    ctypes.c_void_p,
-    ctypes.c_ulong,
-    ctypes.POINTER(Times),
-    ctypes.c_ulong,
-    ctypes.c_void_p,
-)
-
-
 class Device:
     """Calls the capture callback with times of our choice."""
 
     def __init__(self, buffer: AudioBuffer) -> None:
         self.capture = CaptureCallback(buffer)
-        self.function = PaStreamCallback(self.capture.address)
+        self.function = CALLBACK(self.capture.address)
         self.silence = np.zeros((100_000, buffer.channels), buffer.dtype)
 
     def __enter__(self):

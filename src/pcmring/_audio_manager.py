@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pcmring._file_manager import DISK_S, FileBasedAudioManager
 from pcmring._streaming import StreamingAudioManager
-
-if TYPE_CHECKING:
-    from pcmring._monitor import MemoryMonitor
-    from pcmring.devices import AudioDeviceManager
 
 __all__ = ["AudioBufferManager"]
 
@@ -26,16 +22,7 @@ class AudioBufferManager(FileBasedAudioManager):
         As for `FileBasedAudioManager`.
     """
 
-    def __init__(
-        self,
-        device_manager: AudioDeviceManager,
-        memory_monitor: MemoryMonitor | None = None,
-        *,
-        format: str = "WAV",
-        subtype: str | None = None,
-    ) -> None:
-        super().__init__(device_manager, memory_monitor, format=format, subtype=subtype)
-        self._is_streaming = True
+    _is_streaming = True
 
     @property
     def is_streaming(self) -> bool:

@@ -398,8 +398,8 @@ MUTANTS = (
     mutant(
         "snapshot not validated",
         "entries of two laps are mixed",
-        "return begun > places ? begun - places : 0;",
-        "return begun > places ? 0 : 0;",
+        "whole = begun > places ? begun - places : 0;",
+        "whole = begun > places ? 0 : 0;",
         "stress",
         "model gaps stamps",
     ),

@@ -489,6 +489,18 @@ def record(device: Any, frames: int, **config: Any) -> dict[str, Any]:
             }
 
 
+def _hide(packages: list[str]) -> None:
+    """From now on these are not installed."""
+
+    class Blocker:
+        @staticmethod
+        def find_spec(name: str, path=None, target=None):
+            if name.partition(".")[0] in packages:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    sys.meta_path.insert(0, Blocker)
+
+
 def missing(block: list[str], library: bool = False) -> dict[str, Any]:
     """A machine without packages, or without PortAudio: what works, and what the errors say."""
     import ctypes.util
@@ -496,13 +508,7 @@ def missing(block: list[str], library: bool = False) -> dict[str, Any]:
     if library:  # what sounddevice asks, and gets no answer
         ctypes.util.find_library = lambda name: None
 
-    class Blocker:
-        @staticmethod
-        def find_spec(name: str, path=None, target=None):
-            if name.partition(".")[0] in block:
-                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-    sys.meta_path.insert(0, Blocker)
+    _hide(block)
     import pcmring.devices as devices
     from pcmring import AudioBuffer
 
@@ -537,13 +543,7 @@ def _complaint(call) -> list[str] | None:
 
 
 def manager_without_packages(block: list[str]) -> list[str] | None:
-    class Blocker:
-        @staticmethod
-        def find_spec(name: str, path=None, target=None):
-            if name.partition(".")[0] in block:
-                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-    sys.meta_path.insert(0, Blocker)
+    _hide(block)
     from pcmring.buffer_manager import StreamingAudioManager
     from pcmring.devices import AudioDeviceManager
 

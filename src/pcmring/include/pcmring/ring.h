@@ -704,7 +704,7 @@ static inline uint64_t pcmring_entry_begin_(pcmring_a64 *seq)
     const uint64_t made = pcmring_load(seq, relaxed) / 2; /* our own; odd already: a producer died here */
     /* release, for who takes this number for the count of the entries before */
     pcmring_store(seq, 2 * made + 1, release);
-    /* release fence, partner of the acquire fence in pcmring_first_entry_(): who meets a changed place also
+    /* release fence, partner of the acquire fence in pcmring_entries_gone_(): who meets a changed place also
      * meets the odd number */
     pcmring_fence(release);
     return made;
@@ -721,13 +721,14 @@ static inline uint64_t pcmring_entries_(const pcmring_a64 *seq)
     return pcmring_load(seq, acquire) / 2; /* partner of the releases in pcmring_entry_begin_() and _end_() */
 }
 
-/* After a copy: the oldest entry whose place was not used again meanwhile. */
-static inline uint64_t pcmring_first_entry_(const pcmring_a64 *seq, uint32_t places)
+/* After a copy of the `n` entries before `made`: at how many of them, the oldest, the place was used again meanwhile. */
+static inline uint32_t pcmring_entries_gone_(const pcmring_a64 *seq, uint32_t places, uint64_t made, uint32_t n)
 {
-    uint64_t begun;
+    uint64_t begun, whole;
     pcmring_fence(acquire); /* partner of the release fence in pcmring_entry_begin_() */
     begun = (pcmring_load(seq, relaxed) + 1) / 2;
-    return begun > places ? begun - places : 0;
+    whole = begun > places ? begun - places : 0; /* the oldest that is */
+    return whole > made ? n : whole > made - n ? (uint32_t)(whole - (made - n)) : 0;
 }
 
 /* Entries ever made in the ledger. Any thread. */
@@ -765,7 +766,6 @@ static PCMRING_NOINLINE uint32_t pcmring_gaps(const pcmring_ring *r, pcmring_gap
     const pcmring_control *c = r->control;
     const uint64_t made = pcmring_entries_(&c->gap_seq);
     const uint32_t held = made < c->gap_slots ? (uint32_t)made : c->gap_slots, n = held < most ? held : most;
-    uint64_t whole;
     uint32_t i, gone;
     for (i = 0; i < n; i++) {
         const pcmring_gap_slot *gap = &r->gaps[(made - n + i) % c->gap_slots];
@@ -774,8 +774,7 @@ static PCMRING_NOINLINE uint32_t pcmring_gaps(const pcmring_ring *r, pcmring_gap
         out[i].cause = pcmring_load(&gap->cause, relaxed);
         out[i].exact = pcmring_load(&gap->exact, relaxed);
     }
-    whole = pcmring_first_entry_(&c->gap_seq, c->gap_slots);
-    gone = whole > made ? n : whole > made - n ? (uint32_t)(whole - (made - n)) : 0;
+    gone = pcmring_entries_gone_(&c->gap_seq, c->gap_slots, made, n);
     memmove(out, out + gone, (n - gone) * sizeof *out);
     return n - gone;
 }
@@ -811,7 +810,6 @@ static PCMRING_NOINLINE uint32_t pcmring_stamps(const pcmring_ring *r, pcmring_s
     const pcmring_control *c = r->control;
     const uint64_t made = pcmring_entries_(&c->stamp_seq);
     const uint32_t held = made < c->stamp_slots ? (uint32_t)made : c->stamp_slots, n = held < most ? held : most;
-    uint64_t whole;
     uint32_t i, gone;
     for (i = 0; i < n; i++) {
         const pcmring_stamp_slot *stamp = &r->stamps[(made - n + i) % c->stamp_slots];
@@ -821,8 +819,7 @@ static PCMRING_NOINLINE uint32_t pcmring_stamps(const pcmring_ring *r, pcmring_s
         out[i].mono_ns = (int64_t)pcmring_load(&stamp->mono_ns, relaxed);
         memcpy(&out[i].adc_s, &adc_bits, sizeof adc_bits);
     }
-    whole = pcmring_first_entry_(&c->stamp_seq, c->stamp_slots);
-    gone = whole > made ? n : whole > made - n ? (uint32_t)(whole - (made - n)) : 0;
+    gone = pcmring_entries_gone_(&c->stamp_seq, c->stamp_slots, made, n);
     memmove(out, out + gone, (n - gone) * sizeof *out);
     return n - gone;
 }
