@@ -136,6 +136,23 @@ def test_the_mode_may_be_changed_inside_a_callback(manager, microphone):
     assert len(frames_of(manager.get_audio_file())) >= 1600
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_mode_that_is_set_while_the_recording_starts_counts_for_it(microphone, streaming):
+    def make() -> Microphone:
+        manager.set_capture_mode(streaming)
+        return microphone
+
+    with AudioBufferManager(Devices(make), subtype="FLOAT") as manager:
+        manager.set_capture_mode(not streaming)
+        assert manager.start_recording()
+        more(microphone)
+        manager.stop_recording()
+        path = manager.get_audio_file()
+        assert (path is None) is streaming
+        if path is not None:
+            np.testing.assert_array_equal(frames_of(path), ramp(0, microphone.counters.frames))
+
+
 def test_where_no_file_can_be_made_the_mode_stays_and_the_recording_goes_on(manager, microphone, folder):
     folder.parent.mkdir(parents=True)
     folder.write_text("a file where the folder should be")

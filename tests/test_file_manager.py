@@ -480,12 +480,12 @@ with FileBasedAudioManager(AudioDeviceManager()) as manager:
 def test_recover_tells_of_frames_after_the_last_flush_and_drops_what_is_empty(folder):
     program = """
 import signal
-from pcmring._recording import _wav_header
+from pcmring._encoders import wav_header
 manager = FileBasedAudioManager(AudioDeviceManager())
 for header, data in ((3, 1000), (0, 0)):
     file = manager.resource_manager.create_temp_file(".wav")
     with open(file.path, "r+b") as stream:
-        stream.write(_wav_header(16000, 1, "PCM_16", header) + bytes(2 * data + 1))
+        stream.write(wav_header(16000, 1, "PCM_16", header) + bytes(2 * data + 1))
 from pcmring import AudioBuffer
 from pcmring._recording import Recording
 from pcmring.devices import ResamplingReader

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from pcmring import AudioBuffer
-from pcmring._recording import _WAV_SAMPLES, Recording, RecordingError, _wav_header, repair
+from pcmring._encoders import WAV_SAMPLES, repair, wav_header
+from pcmring._recording import Recording, RecordingError
 from pcmring.devices import GeneratorSource, ResamplingReader
 from stalled_disk import StalledDisk
 from virtual_mic import need
@@ -205,15 +206,15 @@ def test_a_running_recording_can_be_read_up_to_its_last_flush(tmp_path, format, 
         np.testing.assert_array_equal(got, audio[: len(got)])
 
 
-@pytest.mark.parametrize("subtype", list(_WAV_SAMPLES))
+@pytest.mark.parametrize("subtype", list(WAV_SAMPLES))
 def test_repair_makes_a_header_tell_of_every_whole_frame(tmp_path, subtype):
     audio = noise(1003, 2)
     path = tmp_path / "a.wav"
     with ring(channels=2) as buffer, recording(buffer, path, subtype=subtype):
         buffer.write(audio)
-    frame_bytes = 2 * _WAV_SAMPLES[subtype][1] // 8
+    frame_bytes = 2 * WAV_SAMPLES[subtype][1] // 8
     whole = path.read_bytes()
-    header = _wav_header(RATE, 2, subtype, 10)  # as the last flush may have left it
+    header = wav_header(RATE, 2, subtype, 10)  # as the last flush may have left it
     path.write_bytes(header + whole[len(header) : len(header) + 1001 * frame_bytes + frame_bytes // 2])
     np.testing.assert_array_equal(recorded(path), audio[:10])
     repair(path)
@@ -228,8 +229,8 @@ def test_repair_leaves_other_files_alone(tmp_path):
     for name, content in {
         "empty": b"",
         "text": b"text" * 100,
-        "cut": _wav_header(RATE, 1, "PCM_16", 5)[:79],
-        "mad": _wav_header(RATE, 0, "PCM_16", 5),
+        "cut": wav_header(RATE, 1, "PCM_16", 5)[:79],
+        "mad": wav_header(RATE, 0, "PCM_16", 5),
     }.items():
         (tmp_path / name).write_bytes(content)
         repair(tmp_path / name)
@@ -244,7 +245,7 @@ def test_a_wav_that_grows_past_4_gib_becomes_rf64_in_place(tmp_path):
     path = tmp_path / "a.wav"
     first, last = noise(100), noise(100, seed=1)
     frames = (2**32 - 1 - 72) // 2
-    path.write_bytes(_wav_header(RATE, 1, "PCM_16", 100) + first.tobytes())
+    path.write_bytes(wav_header(RATE, 1, "PCM_16", 100) + first.tobytes())
     for extra, wanted in ((0, "WAV"), (100, "RF64")):
         try:
             os.truncate(path, 80 + 2 * (frames + extra))  # a hole: it takes no place on the disk

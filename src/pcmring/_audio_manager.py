@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from pcmring._file_manager import DISK_S, FileBasedAudioManager
-from pcmring._streaming import StreamingAudioManager
 
 __all__ = ["AudioBufferManager"]
 
@@ -22,27 +21,12 @@ class AudioBufferManager(FileBasedAudioManager):
         As for `FileBasedAudioManager`.
     """
 
-    _is_streaming = True
+    _writes_files = False
 
     @property
     def is_streaming(self) -> bool:
         """bool: whether it streams; else it records into a file too."""
-        return self._is_streaming
-
-    def start_recording(self) -> bool:
-        """Record from the selected device, in file mode into a new file.
-
-        Returns
-        -------
-        bool
-            True if it records, also if it did before. False if it cannot: see `last_error`.
-
-        Raises
-        ------
-        MissingPackage
-            A package that is needed is not installed.
-        """
-        return StreamingAudioManager.start_recording(self) if self._is_streaming else super().start_recording()
+        return not self._writes_files
 
     def set_capture_mode(self, streaming: bool) -> None:
         """Stream (True), or record into a file too (False), from this moment on.
@@ -65,15 +49,15 @@ class AudioBufferManager(FileBasedAudioManager):
             raise TypeError(f"streaming must be True (in memory) or False (into a file), got {streaming!r}")
         with self._file_lock:
             session, recording = self._session, self._recording
-            if streaming is self._is_streaming:
+            if streaming is self.is_streaming:
                 return
             if not streaming and session is not None and session.is_recording:
                 self._recording = self._record(session, session.buffer.frames_written)
                 self._recorded = session
-            self._is_streaming = streaming
+            self._writes_files = not streaming
         if streaming and recording is not None:
             recording.stop(DISK_S)
 
     def get_buffer_info(self) -> dict[str, Any]:
         """Return what there is now: as of `FileBasedAudioManager`, and ``capture_mode``, "streaming" or "file"."""
-        return super().get_buffer_info() | {"capture_mode": "streaming" if self._is_streaming else "file"}
+        return super().get_buffer_info() | {"capture_mode": "streaming" if self.is_streaming else "file"}

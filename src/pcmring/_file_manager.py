@@ -18,7 +18,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pcmring._delivery import StreamHandlers
-from pcmring._recording import Recording, RecordingError, check_format, repair
+from pcmring._encoders import check_format, repair
+from pcmring._recording import Recording, RecordingError
 from pcmring._session import CaptureSession
 from pcmring._streaming import StreamingAudioManager
 
@@ -96,6 +97,8 @@ class FileBasedAudioManager(StreamingAudioManager):
     Files have mode 0600.
     """
 
+    _writes_files = True
+
     def __init__(
         self,
         device_manager: AudioDeviceManager,
@@ -134,7 +137,7 @@ class FileBasedAudioManager(StreamingAudioManager):
             return False
         with self._file_lock:
             session = self._session
-            if session is None or session is self._recorded:
+            if not self._writes_files or session is None or session is self._recorded:
                 return session is not None
             self._file_error = None
             try:
