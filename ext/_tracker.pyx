@@ -44,8 +44,8 @@ cdef class AudioBufferTracker:
     Parameters
     ----------
     monitor : object, optional
-        Its ``add_cleanup_callback`` is given a method that calls `evict`. The monitor should hold it weakly, as
-        `MemoryMonitor` does.
+        Its ``add_cleanup_callback`` is given a method that calls `evict`, and its ``add_source``, if it has one,
+        `get_total_buffer_memory` as "tracked". The monitor should hold both weakly, as `MemoryMonitor` does.
 
     Notes
     -----
@@ -70,6 +70,8 @@ cdef class AudioBufferTracker:
             if not callable(getattr(monitor, "add_cleanup_callback", None)):
                 raise TypeError(f"monitor must have add_cleanup_callback(callback), got {monitor!r}")
             monitor.add_cleanup_callback(self._cleanup_buffers)
+            if hasattr(monitor, "add_source"):
+                monitor.add_source("tracked", self.get_total_buffer_memory)
 
     def track_buffer(self, obj, size_bytes, on_evict=None):
         """Count `obj` with `size_bytes`, or change what it was counted with.

@@ -1032,18 +1032,19 @@ def test_sources_are_held_as_callbacks_are_and_can_be_removed() -> None:
         monitor.add_source("audio", lambda: 1)
 
 
-def test_the_tracker_serves_as_callback_and_source() -> None:
+def test_a_tracker_registers_itself_as_callback_and_source_and_goes_by_itself() -> None:
     monitor = monitor_of(Usage(200), 100)
     tracker = AudioBufferTracker(monitor)
-    monitor.add_source("tracked", tracker.get_total_buffer_memory)
     buffers = [np.zeros((16000, 1), dtype=np.float32) for _ in range(2)]
     for buffer in buffers:
         tracker.track_buffer(buffer, buffer.nbytes, on_evict=tracker.untrack_buffer)
     assert monitor.sample().tracked == 2 * 64000
     monitor.cleanup()
     assert monitor.sample().tracked == 0
-    del tracker, buffer
+    tracker.track_buffer(buffer, buffer.nbytes)
+    del tracker
     gc.collect()
+    assert monitor.sample().tracked == 0
     assert monitor.get_statistics()["cleanup_callbacks"] == 0
 
 

@@ -130,7 +130,6 @@ class StreamingAudioManager:
         self.device_manager = device_manager
         self.memory_monitor = memory_monitor or MemoryMonitor()
         self.buffer_tracker = AudioBufferTracker(self.memory_monitor)
-        self.memory_monitor.add_source("tracked", self._tracked_bytes)
         self.resource_manager = ResourceManager(self.memory_monitor)
         self.allow_default_device = False
         self._handlers = StreamHandlers()
@@ -156,9 +155,6 @@ class StreamingAudioManager:
         if session is not None and session.is_recording and not sys.is_finalizing():
             session.abandon()
             warnings.warn(f"{self!r} was not stopped", ResourceWarning, stacklevel=2, source=self)
-
-    def _tracked_bytes(self) -> int:
-        return self.buffer_tracker.get_total_buffer_memory()
 
     # ---- recording --------------------------------------------------------------------------------------------------
 
