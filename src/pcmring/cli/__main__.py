@@ -1,0 +1,5 @@
+"""``python -m pcmring.cli`` is the command ``pcmring``."""
+
+from pcmring.cli import main
+
+main()

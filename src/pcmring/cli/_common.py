@@ -1,0 +1,108 @@
+"""What the commands share: consoles, one-line errors, exit codes, signals, and the choice of a device."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from pcmring.devices import AudioConfig, AudioDeviceManager
+
+__all__ = [
+    "EXIT_INTERRUPTED",
+    "ChannelsOption",
+    "DeviceOption",
+    "RateOption",
+    "fail",
+    "interruption",
+    "make_console",
+    "make_device_manager",
+    "reason_of",
+    "usage_errors",
+]
+
+#: Beside 0, 1 (failed) and 2 (usage).
+EXIT_INTERRUPTED = 130
+
+#: Of a console that is no terminal: lines for programs are not wrapped.
+PIPE_WIDTH = 1000
+
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|ID|FILE|tone",
+        help="What to record from: a device's id, its name or a part of it, a sound file, or tone, noise, silence. "
+        "The default input if not given.",
+    ),
+]
+RateOption = Annotated[int | None, typer.Option(metavar="HERTZ", help="Of the audio, whatever the device's own is.")]
+ChannelsOption = Annotated[int | None, typer.Option(metavar="N", help="Of the audio. A mean makes one of several.")]
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """Return a console that has colours and a terminal's width only where there is one."""
+    is_terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(stderr=stderr, width=None if is_terminal else PIPE_WIDTH, highlight=False, markup=False)
+
+
+def fail(message: str) -> NoReturn:
+    """End the process with one line on stderr, and exit code 1."""
+    raise SystemExit(f"pcmring: {message}")
+
+
+def reason_of(error: Exception) -> str:
+    """What happened, without Python's dress."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.strerror}: {error.filename}"
+    return str(error)
+
+
+@contextmanager
+def usage_errors(option: str) -> Iterator[None]:
+    """A ValueError in here means that `option` was given a wrong value: exit code 2."""
+    try:
+        yield
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
+
+
+@contextmanager
+def interruption() -> Iterator[threading.Event]:
+    """An event that Ctrl-C, SIGTERM and a closed terminal set, instead of ending the process."""
+    interrupted = threading.Event()
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # ignored: nohup
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, lambda *_: interrupted.set()) for number in numbers}
+    try:
+        yield interrupted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def make_device_manager(
+    device: str | None = None, rate: int | None = None, channels: int | None = None
+) -> AudioDeviceManager:
+    """Return the saved settings' device manager, with what the command line says in their place."""
+    try:
+        config = AudioConfig.load()
+    except ValueError as error:
+        fail(f"the settings cannot be read: {error}")
+    with usage_errors("--rate"):
+        config.sample_rate = config.sample_rate if rate is None else rate
+    with usage_errors("--channels"):
+        config.channels = config.channels if channels is None else channels
+    manager = AudioDeviceManager(config)
+    if device is not None:
+        try:
+            manager.select_device(int(device) if device.isdecimal() else device)
+        except ValueError as error:
+            fail(str(error))
+    return manager
