@@ -79,6 +79,7 @@ cdef extern from "claim.h":
     bint pcmring_claim_take_briefly(uint32_t *claim)
     void pcmring_claim_give(uint32_t *claim)
     void pcmring_claim_fence()
+    bint pcmring_gil_claims(const uint32_t *claim, const uint32_t *pins)
     bint pcmring_pin(uint32_t *pins)
     bint pcmring_pin_mapped(uint32_t *pins)
     const uint32_t PCMRING_PINS_LAST
@@ -226,14 +227,13 @@ cdef uint64_t memory_limit_bytes():
 
 cdef inline uint32_t plain_format(object data, uint32_t channels) noexcept:
     """The format of an ndarray whose memory can be copied or converted as it lies, 0 for anything else."""
-    cdef cnp.ndarray array
+    # casts and no variable: a variable would count references
     if not (cnp.PyArray_CheckExact(data) and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray>data)):
         return 0
-    array = <cnp.ndarray>data
-    if not (cnp.PyArray_NDIM(array) == 2 and cnp.PyArray_DIM(array, 1) == <cnp.npy_intp>channels
-            or cnp.PyArray_NDIM(array) == 1 and channels == 1):
+    if not (cnp.PyArray_NDIM(<cnp.ndarray>data) == 2 and cnp.PyArray_DIM(<cnp.ndarray>data, 1) == <cnp.npy_intp>channels
+            or cnp.PyArray_NDIM(<cnp.ndarray>data) == 1 and channels == 1):
         return 0
-    return format_of_typenum(cnp.PyArray_TYPE(array))
+    return format_of_typenum(cnp.PyArray_TYPE(<cnp.ndarray>data))
 
 
 cdef inline uint32_t format_of_typenum(int typenum) noexcept:
@@ -289,6 +289,19 @@ cdef list copied(object losses):
         except RuntimeError:  # without the GIL: it grew meanwhile
             pass
     return []
+
+
+cdef inline bint is_mapped(AudioBuffer buffer, const uint8_t *address) noexcept:
+    """Whether it lies in the buffer's own memory."""
+    cdef size_t mapped = 2 * buffer.bytes - buffer.mirror_from if buffer.mirror_from else buffer.bytes
+    return <size_t>address - <size_t>buffer.base < mapped
+
+
+cdef inline object written_count(AudioBuffer buffer, uint64_t frames):
+    if buffer.last_written_count != frames:
+        buffer.last_written_int = frames
+        buffer.last_written_count = frames
+    return buffer.last_written_int
 
 
 cdef class AudioBuffer:
@@ -462,9 +475,6 @@ cdef class AudioBuffer:
             self.release_memory()
         return 0
 
-    cdef size_t mapped_bytes(self) noexcept:
-        return 2 * self.bytes - self.mirror_from if self.mirror_from else self.bytes
-
     cdef int release_memory(self) except -1:
         """Give the memory back. Only whoever took the last pin off a closed buffer comes here."""
         cdef uint8_t *base = self.base
@@ -634,7 +644,6 @@ cdef class AudioBuffer:
         RuntimeError
             Another thread or a capture is writing. Nothing was stored.
         """
-        cdef cnp.ndarray block
         cdef const uint8_t *src
         cdef uint32_t src_format
         cdef uint64_t frames, accepted
@@ -643,18 +652,23 @@ cdef class AudioBuffer:
         if timeout is not None:  # first: a __float__ may do anything, also reshape `data`
             deadline_ns = deadline_of(timeout)
         src_format = plain_format(data, self.channels)
-        if src_format:
-            block = <cnp.ndarray>data
-        else:
-            block, src_format = self.as_block(data)
-        src = <const uint8_t *>cnp.PyArray_DATA(block)
-        frames = <uint64_t>cnp.PyArray_DIM(block, 0)
+        if src_format == 0:
+            data, src_format = self.as_block(data)
+        src = <const uint8_t *>cnp.PyArray_DATA(<cnp.ndarray>data)
+        frames = <uint64_t>cnp.PyArray_DIM(<cnp.ndarray>data, 0)
+
+        if (pcmring_gil_claims(&self.producer, &self.pins) and self.generation == generation
+                and frames * self.frame_bytes < GIL_BYTES and not self.blocks_producer and not is_mapped(self, src)):
+            accepted = pcmring_write(self.ring, src, src_format, frames, NULL, &wake)
+            if wake:
+                self.wake_readers()
+            return written_count(self, accepted)
 
         self.acquire_producer()
         try:
-            if self.base <= src < self.base + self.mapped_bytes():  # a view of this ring: it would move under us
-                block = block.copy()
-                src = <const uint8_t *>cnp.PyArray_DATA(block)
+            if is_mapped(self, src):  # a view of this ring: it would move under us
+                data = data.copy()
+                src = <const uint8_t *>cnp.PyArray_DATA(<cnp.ndarray>data)
             if frames * self.frame_bytes < GIL_BYTES:
                 accepted = pcmring_write(self.ring, src, src_format, frames, NULL, &wake)
                 if wake:
@@ -666,16 +680,23 @@ cdef class AudioBuffer:
                     if wake:
                         pcmring_wake(self.ring)
             if accepted < frames and self.blocks_producer:
-                src += accepted * (self.channels * <uint64_t>cnp.PyArray_ITEMSIZE(block))
+                src += accepted * (self.channels * <uint64_t>cnp.PyArray_ITEMSIZE(<cnp.ndarray>data))
                 accepted += self.write_rest(src, src_format, frames - accepted, deadline_ns)
                 if accepted == 0 and pcmring_is_closed(self.ring):
                     raise BufferClosed("the buffer was closed while the write waited")
-            if self.last_written_count != accepted:
-                self.last_written_int = accepted
-                self.last_written_count = accepted
-            return self.last_written_int
+            return written_count(self, accepted)
         finally:
             self.release_producer()
+
+    cdef int wake_readers(self) except -1:
+        """Wake them without the GIL, which they will want."""
+        self.acquire_producer()
+        try:
+            with nogil:
+                pcmring_wake(self.ring)
+        finally:
+            self.release_producer()
+        return 0
 
     cdef tuple as_block(self, object data):
         """`data` as (array, format): C-contiguous, native, one of the four formats, the right shape."""

@@ -36,6 +36,11 @@ static inline int pcmring_claim_take_soon(uint32_t *claim)
 }
 static inline void pcmring_claim_give(uint32_t *claim) { pcmring_store((pcmring_a32 *)claim, 0u, release); }
 static inline void pcmring_claim_fence(void) { pcmring_fence(seq_cst); }
+static inline int pcmring_gil_claims(const uint32_t *claim, const uint32_t *pins)
+{
+    (void)claim, (void)pins;
+    return 0;
+}
 
 static inline int pcmring_pin(uint32_t *pins)
 {
@@ -81,6 +86,11 @@ static inline int pcmring_claim_take(uint32_t *claim)
 #define pcmring_claim_take_briefly pcmring_claim_take
 static inline void pcmring_claim_give(uint32_t *claim) { *claim = 0; }
 static inline void pcmring_claim_fence(void) {}
+/* Nobody has the claim and the state is not closed: both stay so for as long as the caller keeps the GIL. */
+static inline int pcmring_gil_claims(const uint32_t *claim, const uint32_t *pins)
+{
+    return *claim == 0 && !(*pins & PCMRING_PINS_CLOSED);
+}
 
 static inline int pcmring_pin(uint32_t *pins)
 {

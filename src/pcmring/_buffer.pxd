@@ -163,7 +163,7 @@ cdef class AudioBuffer:
     @cython.final
     cdef bint is_foreign(self) noexcept  # made by the parent of this process
     @cython.final
-    cdef size_t mapped_bytes(self) noexcept
+    cdef int wake_readers(self) except -1
     @cython.final
     cdef int pin(self) except -1
     @cython.final
