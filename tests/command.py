@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,9 +26,12 @@ class Home:
     def __init__(self, folder: Path, **environment: str) -> None:
         self.state = folder / "state"
         self.recordings = self.state / "pcmring" / "recordings"
-        self.environment = python_environment(
-            HOME=str(folder), XDG_STATE_HOME=str(self.state), XDG_CONFIG_HOME=str(folder / "config"), **environment
-        )
+        folders = {
+            "HOME": str(folder),
+            "XDG_STATE_HOME": str(self.state),
+            "XDG_CONFIG_HOME": str(folder / "config"),
+        }
+        self.environment = python_environment(**folders | environment)
         for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "TERM"):
             if name not in environment:
                 self.environment.pop(name, None)
@@ -64,18 +65,12 @@ class Home:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=_default_signals,
         )
         try:
             yield process
         finally:
             process.kill()
             process.communicate()
-
-
-def _default_signals() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the tests run in the background
-    os.setpgrp()
 
 
 def check_text(text: str) -> None:
@@ -90,8 +85,8 @@ def complaint(done: subprocess.CompletedProcess[str]) -> str:
     return lines[0]
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Home:
+@pytest.fixture(name="home")
+def empty_home(tmp_path: Path) -> Home:
     """A user who has nothing."""
     (tmp_path / "home").mkdir()
     return Home(tmp_path / "home")

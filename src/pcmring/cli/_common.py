@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -45,10 +46,17 @@ RateOption = Annotated[int | None, typer.Option(metavar="HERTZ", help="Of the au
 ChannelsOption = Annotated[int | None, typer.Option(metavar="N", help="Of the audio. A mean makes one of several.")]
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Nobody reads any more: nothing is said any more, and the work is done all the same."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())  # for what Python flushes at its end
+
+
 def make_console(*, stderr: bool = False) -> Console:
     """Return a console that has colours and a terminal's width only where there is one."""
     is_terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    return Console(stderr=stderr, width=None if is_terminal else PIPE_WIDTH, highlight=False, markup=False)
+    return _Console(stderr=stderr, width=None if is_terminal else PIPE_WIDTH, highlight=False, markup=False)
 
 
 def fail(message: str) -> NoReturn:

@@ -34,8 +34,9 @@ def devices(
     manager = make_device_manager()
     current = manager.get_current_device()
     found = manager.get_available_devices()
+    console = make_console()
     if as_json:
-        typer.echo(json.dumps([asdict(device) | {"is_selected": device == current} for device in found], indent=2))
+        console.out(json.dumps([asdict(device) | {"is_selected": device == current} for device in found], indent=2))
     else:
         table = Table("", "id", "name", "host API", "channels", "rate", box=None, pad_edge=False)
         for device in found:
@@ -45,7 +46,6 @@ def devices(
             default = " (default)" if device.is_default else ""
             hostapi = device.hostapi or device.kind
             table.add_row(mark, str(device.id), device.name + default, hostapi, channels, rate)
-        console = make_console()
         console.print(table)
         console.print("\n* is recorded from unless --device says otherwise; --device also takes a sound file's path")
     if not any(device.kind == "device" for device in found):
