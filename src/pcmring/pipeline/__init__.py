@@ -1,0 +1,25 @@
+"""From frames to words: utterances, speech recognition, live captions.
+
+    with Captioner(manager.reader(), WhisperTranscriber("tiny.en")) as captions:
+        for caption in captions:
+            print(caption.text)
+
+Audio is 16 kHz, mono, float32; positions and counts are frames of the reader. Nothing of this package is loaded by
+``import pcmring``.
+"""
+
+from __future__ import annotations
+
+from pcmring.pipeline._endpoints import SegmenterStatistics, Span
+from pcmring.pipeline._segmenter import Segmenter, Utterance
+from pcmring.pipeline._voice import SileroVoice, VoiceDetector, WebRTCVoice
+
+__all__ = [
+    "Segmenter",
+    "SegmenterStatistics",
+    "SileroVoice",
+    "Span",
+    "Utterance",
+    "VoiceDetector",
+    "WebRTCVoice",
+]
