@@ -17,11 +17,13 @@ cdef extern from "pcmring/capture.h" nogil:
     ctypedef struct pcmring_capture:
         pcmring_ring *ring
         uint32_t format
+        uint32_t realtime
         pcmring_a64 callbacks
         pcmring_a64 overflows
         pcmring_a64 underflows
         pcmring_a64 empty
         pcmring_a64 last_call_ns
+        pcmring_a64 thread_id
     int pcmring_capture_callback(const void *input, void *output, unsigned long frames,
                                  const pcmring_pa_times *times, unsigned long flags, void *userdata)
     void pcmring_capture_stop(pcmring_capture *capture)
@@ -53,6 +55,9 @@ cdef class CaptureCallback:
     dtype : dtype, optional
         What the stream delivers: int16, int32, float32 or float64. The buffer's dtype if not given; else the
         callback converts.
+    realtime : bool, optional
+        The first call gives its thread the lowest real-time priority, on Linux and if the system allows that
+        (RLIMIT_RTPRIO). For threads that do nothing else than call this.
 
     Raises
     ------
@@ -68,13 +73,14 @@ cdef class CaptureCallback:
     cdef bint is_attached   # it became the producer
     cdef uint32_t detached  # claim of the one who gives the producer's place back
 
-    def __cinit__(self, AudioBuffer buffer not None, dtype=None):
+    def __cinit__(self, AudioBuffer buffer not None, dtype=None, *, bint realtime=False):
         self.dtype = buffer.dtype if dtype is None else dtype_of(dtype)
         self.capture = <pcmring_capture *>PyMem_RawCalloc(1, sizeof(pcmring_capture))
         if self.capture == NULL:
             raise MemoryError("no memory for the capture's state")
         self.capture.ring = buffer.acquire_producer()
         self.capture.format = format_of(self.dtype)
+        self.capture.realtime = realtime
         self.buffer = buffer
         self.is_attached = True
 
@@ -153,3 +159,8 @@ cdef class CaptureCallback:
     def last_call_ns(self):
         """int: `time.monotonic_ns` at the last call, 0 before the first: how a silent device is noticed."""
         return pcmring_capture_peek(&self.capture.last_call_ns)
+
+    @property
+    def realtime_thread_id(self):
+        """int: the system's, of the thread that got a real-time priority here; 0 if none did."""
+        return pcmring_capture_peek(&self.capture.thread_id)

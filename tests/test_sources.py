@@ -94,6 +94,15 @@ def test_a_python_callback_loses_frames_under_the_same_conditions(mics):
 
 
 @pytest.mark.native
+@pytest.mark.parametrize("privileged", [True, False])
+def test_portaudios_thread_alone_comes_before_all_that_is_not_realtime_where_the_system_allows_it(mics, privileged):
+    got = mics.call("priorities", mics=MIC, privileged=privileged)
+    assert got["realtime"] == got["fifo"] == (privileged and got["allowed"])
+    assert not got["before"] and not got["main_is_realtime"]
+    assert got["jumps"] == []
+
+
+@pytest.mark.native
 def test_an_overflow_in_the_device_is_a_gap_in_the_ledger(mics):
     stalled = {"default": {"rate": 16000, "stall_at": 8000, "stall_frames": 8000}}
     got = mics.call("overflow", mics=stalled)
@@ -195,6 +204,7 @@ def test_a_device_that_delivers_nothing_more_can_be_stopped_all_the_same(mics, t
     )
     assert got["state"] == [True, False]
     assert got["stop_s"] < 5.0
+    assert not got["hogs_a_core"]  # it errs without end
     left_behind = ["PortAudio does not give up a device that is gone: its thread is left behind"]
     assert got["log"] == (left_behind if how == "unplugged" else [])
     if not comes_back:  # and the process has ended, which PortAudio would not have let it

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -240,6 +241,9 @@ def _abort(stream: Any, capture: CaptureCallback) -> None:
         _abandoned.pop(id(stream), None)
 
     _abandoned[id(stream)] = (stream, capture)
+    if capture.realtime_thread_id:  # erring without end, it must not have a core for itself
+        with suppress(OSError):  # it has ended just now
+            os.sched_setscheduler(capture.realtime_thread_id, os.SCHED_OTHER, os.sched_param(0))
     thread = threading.Thread(target=end, daemon=True, name="pcmring abort")
     thread.start()
     thread.join(ABORT_S)
@@ -359,6 +363,12 @@ class PortAudioSource(Source):
         return self._dtype
 
     @property
+    def realtime(self) -> bool:
+        """bool: PortAudio's thread was given a real-time priority. False before the first block."""
+        capture = self._capture
+        return capture is not None and capture.realtime_thread_id != 0
+
+    @property
     def latency(self) -> float:
         """float: seconds from the device to the callback as PortAudio states them; 0.0 while not started."""
         stream = self._stream
@@ -430,7 +440,7 @@ class PortAudioSource(Source):
                 self._end_stream()
             assert self._device is not None
             start_position = buffer.frames_written
-            capture = CaptureCallback(buffer, self._dtype)
+            capture = CaptureCallback(buffer, self._dtype, realtime=True)
             ffi = cffi.FFI()
             stream = None
             try:

@@ -129,6 +129,56 @@ def capture(frames: int, device: str | None = None, **settings: Any) -> dict[str
         }
 
 
+def _give_up_priorities() -> None:
+    """From now on this thread may not choose a real-time priority, whoever runs it."""
+    import ctypes
+    import resource
+
+    cap_sys_nice = 1 << 23
+    resource.setrlimit(resource.RLIMIT_RTPRIO, (0, 0))
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, sets) == 0
+    sets[0] &= ~cap_sys_nice
+    assert libc.capset(header, sets) == 0
+
+
+def _may_be_realtime() -> bool:
+    """Whether the system lets a thread of this process have a real-time priority."""
+    allowed: list[bool] = []
+
+    def attempt() -> None:
+        try:
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+        except PermissionError:
+            return
+        allowed.append(True)
+
+    thread = threading.Thread(target=attempt)
+    thread.start()
+    thread.join()
+    return bool(allowed)
+
+
+def priorities(privileged: bool) -> dict[str, Any]:
+    """Record, and say with which priority."""
+    if not privileged:
+        _give_up_priorities()
+    with opened() as source, ring_for(source) as buffer:
+        before = source.realtime
+        source.start(buffer)
+        audio = buffer.read(4800, timeout=DEADLINE_S)
+        thread_id = source._capture.realtime_thread_id
+        return {
+            "jumps": jumps(audio),
+            "before": before,
+            "realtime": source.realtime,
+            "allowed": _may_be_realtime(),
+            "fifo": thread_id != 0 and os.sched_getscheduler(thread_id) == os.SCHED_FIFO | os.SCHED_RESET_ON_FORK,
+            "main_is_realtime": os.sched_getscheduler(0) != os.SCHED_OTHER,
+        }
+
+
 def infile_capture(path: str, frames: int) -> dict[str, Any]:
     audio = np.fromfile(path, np.int16)
     found = {}
@@ -425,10 +475,13 @@ def stops_delivering(control: str, how: str, comes_back: bool) -> dict[str, Any]
         Path(control).write_text(how)
         until(lambda: time.monotonic_ns() - source.last_arrival_ns > 300_000_000)
         found: dict[str, Any] = {"state": [source.active, source.finished]}
+        thread_id = source._capture.realtime_thread_id
         begin = time.monotonic()
         source.stop()
         found["stop_s"] = time.monotonic() - begin
         found["log"] = LOG
+        left_behind = Path(f"/proc/self/task/{thread_id}").exists()
+        found["hogs_a_core"] = left_behind and os.sched_getscheduler(thread_id) != os.SCHED_OTHER
         buffer.write(np.zeros((1, 1), np.float32))
         if not comes_back:
             from pcmring._portaudio import refresh

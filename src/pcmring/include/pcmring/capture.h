@@ -1,11 +1,15 @@
 /* pcmring/capture.h: the function PortAudio's real-time thread calls, storing straight into a ring.
  *
  * Needs no PortAudio headers: the types below have the shape of its PaStreamCallback (portaudio.h, v19).
- * It calls nothing but ring.h and the monotonic clock: no Python, no allocation, no lock. */
+ * It calls nothing but ring.h and the monotonic clock: no Python, no allocation, no lock. Only the first call may ask the
+ * system for one thing more, its thread's priority. */
 #ifndef PCMRING_CAPTURE_H
 #define PCMRING_CAPTURE_H
 
 #include "ring.h"
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 /* PaStreamCallbackTimeInfo: seconds on the stream's clock; hosts are known to leave zeros. */
 typedef struct pcmring_pa_times {
@@ -21,7 +25,7 @@ typedef struct pcmring_pa_times {
 typedef struct pcmring_capture {
     pcmring_ring *ring;
     uint32_t format;  /* of the samples PortAudio delivers */
-    uint32_t spare;
+    uint32_t realtime; /* the first call makes its thread a real-time one where it may */
     pcmring_a32 stop; /* set by any thread: the next call ends the stream and stores nothing */
     pcmring_a32 busy; /* 1 inside the callback */
     pcmring_a64 callbacks;
@@ -29,6 +33,7 @@ typedef struct pcmring_capture {
     pcmring_a64 underflows;   /* calls that carried the underflow flag */
     pcmring_a64 empty;        /* calls without frames or without a buffer */
     pcmring_a64 last_call_ns; /* pcmring_now_ns() at the last call: how a watchdog sees a silent device */
+    pcmring_a64 thread_id;    /* the system's, of the thread that was made real-time here; 0: none was */
     /* the callback's own notes about the block before */
     uint64_t last_frames;
     uint64_t reported; /* frames reported missing since */
@@ -56,6 +61,20 @@ static inline uint64_t pcmring_capture_missing_(pcmring_capture *capture, uint64
     return (uint64_t)(missing + 0.5);
 }
 
+/* PortAudio leaves its thread among all others where the host is ALSA. Put it before them, if the system allows that
+ * (RLIMIT_RTPRIO, CAP_SYS_NICE): the lowest real-time priority is before all that has none. Children do not inherit it. */
+static inline void pcmring_capture_prioritise_(pcmring_capture *capture)
+{
+#if defined(__linux__)
+    struct sched_param lowest;
+    lowest.sched_priority = sched_get_priority_min(SCHED_FIFO);
+    if (sched_getscheduler(0) == SCHED_OTHER && sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK, &lowest) == 0)
+        pcmring_store(&capture->thread_id, (uint64_t)syscall(SYS_gettid), relaxed);
+#else
+    (void)capture;
+#endif
+}
+
 /* PaStreamCallback. `userdata` is a pcmring_capture. */
 static PCMRING_NOINLINE int pcmring_capture_callback(const void *input, void *output, unsigned long frames,
                                     const pcmring_pa_times *times, unsigned long flags, void *userdata)
@@ -74,6 +93,8 @@ static PCMRING_NOINLINE int pcmring_capture_callback(const void *input, void *ou
         pcmring_store(&capture->busy, 0, release);
         return PCMRING_PA_COMPLETE;
     }
+    if (capture->realtime && pcmring_load(&capture->callbacks, relaxed) == 0)
+        pcmring_capture_prioritise_(capture);
     pcmring_count(&capture->callbacks, 1);
     pcmring_store(&capture->last_call_ns, (uint64_t)now_ns, relaxed);
     if (flags & PCMRING_PA_INPUT_UNDERFLOW)
