@@ -11,15 +11,24 @@ Audio is 16 kHz, mono, float32; positions and counts are frames of the reader. N
 from __future__ import annotations
 
 from pcmring.pipeline._endpoints import SegmenterStatistics, Span
+from pcmring.pipeline._engines import ModelError, Transcriber, Transcript, Word
+from pcmring.pipeline._pocketsphinx import PocketsphinxTranscriber
 from pcmring.pipeline._segmenter import Segmenter, Utterance
 from pcmring.pipeline._voice import SileroVoice, VoiceDetector, WebRTCVoice
+from pcmring.pipeline._whisper import WhisperTranscriber
 
 __all__ = [
+    "ModelError",
+    "PocketsphinxTranscriber",
     "Segmenter",
     "SegmenterStatistics",
     "SileroVoice",
     "Span",
+    "Transcriber",
+    "Transcript",
     "Utterance",
     "VoiceDetector",
     "WebRTCVoice",
+    "WhisperTranscriber",
+    "Word",
 ]
