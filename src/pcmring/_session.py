@@ -160,7 +160,7 @@ class CaptureSession:
         self._source: Source | None = None
         self._buffer: AudioBuffer | None = None
         self._past_overflows = 0
-        self._started_ns = self._missing_since_ns = 0
+        self._started_ns = 0
         self._start_delay_s = 0.0  # from the call of start to the time of the first frame
         self._delivery: Delivery | None = None
         self._lost = 0
@@ -479,18 +479,18 @@ class CaptureSession:
     def _recover(self, error: Exception) -> bool:
         """Reopen until audio comes again; False if the end is asked for before."""
         self._enter("recovering")
-        self._missing_since_ns = max(self.source.last_arrival_ns, self._started_ns)
         logger.warning("%s is lost: %s", self.device_name, error)
         self._handlers.call("on_stream_error", error)
+        position, is_open = self.buffer.frames_written, False
         for attempt, pause_s in enumerate(_pauses()):
             if not self._sleep(pause_s):
                 break
-            position = self.buffer.frames_written
-            try:
-                is_open = self._reopen(attempt)
-            except (OSError, RuntimeError, ValueError, MissingPackage) as failure:
-                logger.debug("attempt %d to reopen %s: %s", attempt + 1, self.device_name, failure)
-                continue
+            if not is_open or self.buffer.frames_written == position:  # else audio came during the pause
+                position, is_open = self.buffer.frames_written, False
+                try:
+                    is_open = self._reopen(attempt)
+                except (OSError, RuntimeError, ValueError, MissingPackage) as failure:
+                    logger.debug("attempt %d to reopen %s: %s", attempt + 1, self.device_name, failure)
             if is_open and self._await_block(position):
                 self._enter("capturing")
                 logger.warning("%s records again", self.device_name)
@@ -510,9 +510,10 @@ class CaptureSession:
                     refresh()
             source = self._open_successor(attempt)
             now_ns = time.monotonic_ns()
-            missing_s = (now_ns - self._missing_since_ns) * 1e-9 + self._start_delay_s
+            missing_since_ns = max(self.source.last_arrival_ns, self._started_ns)
+            missing_s = (now_ns - missing_since_ns) * 1e-9 + self._start_delay_s
             self.buffer.mark_gap(round(missing_s * source.samplerate), "reopened", exact=False)
-            self._missing_since_ns = self._started_ns = now_ns
+            self._started_ns = now_ns
             try:
                 source.start(self.buffer)
             except BaseException:
