@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, NoReturn
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -16,10 +16,10 @@ from rich.console import Console
 from pcmring.devices import AudioConfig, AudioDeviceManager
 
 __all__ = [
+    "CHANNELS",
+    "DEVICE",
     "EXIT_INTERRUPTED",
-    "ChannelsOption",
-    "DeviceOption",
-    "RateOption",
+    "RATE",
     "fail",
     "interruption",
     "make_console",
@@ -34,16 +34,14 @@ EXIT_INTERRUPTED = 130
 #: Of a console that is no terminal: lines for programs are not wrapped.
 PIPE_WIDTH = 1000
 
-DeviceOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME|ID|FILE|tone",
-        help="What to record from: a device's id, its name or a part of it, a sound file, or tone, noise, silence. "
-        "The default input if not given.",
-    ),
-]
-RateOption = Annotated[int | None, typer.Option(metavar="HERTZ", help="Of the audio, whatever the device's own is.")]
-ChannelsOption = Annotated[int | None, typer.Option(metavar="N", help="Of the audio. A mean makes one of several.")]
+#: Options of several commands: ``Annotated[str | None, DEVICE]``, ``Annotated[int | None, RATE]`` …
+DEVICE: Any = typer.Option(
+    metavar="NAME|ID|FILE|tone",
+    help="What to record from: a device's id, its name or a part of it, a sound file, or tone, noise, silence. "
+    "The default input if not given.",
+)
+RATE: Any = typer.Option(metavar="HERTZ", help="Of the audio, whatever the device's own is.")
+CHANNELS: Any = typer.Option(metavar="N", help="Of the audio. A mean makes one of several.")
 
 
 class _Console(Console):

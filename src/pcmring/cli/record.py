@@ -29,10 +29,10 @@ from rich.text import Text
 from pcmring._file_manager import FileBasedAudioManager
 from pcmring._recording import RecordingError
 from pcmring.cli._common import (
+    CHANNELS,
+    DEVICE,
     EXIT_INTERRUPTED,
-    ChannelsOption,
-    DeviceOption,
-    RateOption,
+    RATE,
     fail,
     interruption,
     make_console,
@@ -53,7 +53,7 @@ QUIETEST_DB = -60.0
 
 def record(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to make: .wav or .flac.")],
-    device: DeviceOption = None,
+    device: Annotated[str | None, DEVICE] = None,
     seconds: Annotated[
         float | None, typer.Option(metavar="N", help="Record so much. Until Ctrl-C, or the end of FILE, if not given.")
     ] = None,
@@ -61,8 +61,8 @@ def record(
     subtype: Annotated[
         str | None, typer.Option(metavar="PCM_16|PCM_24|FLOAT", help="PCM_16 if not given. FLOAT in a WAV only.")
     ] = None,
-    rate: RateOption = None,
-    channels: ChannelsOption = None,
+    rate: Annotated[int | None, RATE] = None,
+    channels: Annotated[int | None, CHANNELS] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it is there.")] = False,
 ) -> None:
     """Record into a file, until Ctrl-C, SIGTERM or --seconds: what was captured until then is saved.
