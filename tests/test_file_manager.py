@@ -163,7 +163,7 @@ with FileBasedAudioManager(AudioDeviceManager(config)) as manager:
     manager.stop_recording()
     manager.save_as(sys.argv[1])
     info = manager.get_buffer_info()
-    info["where"] = [tuple(gap) for gap in manager._recording.gaps()]
+    info["where"] = [tuple(gap) for gap in manager.file_gaps()]
     print(json.dumps(info))
 """
     return json.loads(child(program, tmp_path / "saved.wav", ALSA_CONFIG_PATH=str(tmp_path / "asound.conf")))
@@ -413,7 +413,7 @@ def test_a_stalled_disk_has_as_long_as_the_ring_then_new_frames_are_dropped_and_
         assert info["file_gaps"] >= 1
         assert len(got) + len(in_the_pipe) == info["frames_written"]
         # up to the first drop it is the device's audio
-        (first, *_) = manager._recording.gaps()
+        (first, *_) = manager.file_gaps()
         at = first.position - len(in_the_pipe)
         wanted = noise(first.position)[:, 0]
         start = int(np.argmax(np.append(got[:at] != wanted[:at], True)))

@@ -25,6 +25,7 @@ from pcmring._streaming import StreamingAudioManager
 
 if TYPE_CHECKING:
     from pcmring._monitor import MemoryMonitor
+    from pcmring._records import Gap
     from pcmring._tempfiles import TempFile
     from pcmring.devices import AudioDeviceManager
 
@@ -302,6 +303,14 @@ class FileBasedAudioManager(StreamingAudioManager):
 
     # ---- facts ------------------------------------------------------------------------------------------------------
 
+    def file_gaps(self) -> list[Gap]:
+        """Return what is missing in the newest recording, the newest 1,024 gaps.
+
+        Positions and lengths are in frames of the file: a gap is just before the frame at its position.
+        """
+        recording = self._recording
+        return [] if recording is None else recording.gaps()
+
     @property
     def last_error(self) -> Exception | None:
         """Exception or None: why the latest start failed, or what ended or befell the latest recording."""
@@ -315,11 +324,11 @@ class FileBasedAudioManager(StreamingAudioManager):
         -------
         dict
             As of `StreamingAudioManager`, and ``audio_file`` (as `get_audio_file`), ``file_frames`` (those readable in
-            the newest recording) and ``file_gaps`` (places in it where frames are missing).
+            the newest recording) and ``file_gaps`` (how many there are).
         """
         recording = self._recording
         return super().get_buffer_info() | {
             "audio_file": self._latest,
             "file_frames": 0 if recording is None else recording.frames,
-            "file_gaps": 0 if recording is None else len(recording.gaps()),
+            "file_gaps": len(self.file_gaps()),
         }

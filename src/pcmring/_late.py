@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any, NamedTuple
 
-__all__ = ["MissingPackage", "load"]
+__all__ = ["PACKAGES", "MissingPackage", "load"]
 
 
 class _Package(NamedTuple):
@@ -16,7 +16,7 @@ class _Package(NamedTuple):
     distribution: str = ""  # its name for pip, where that is not the module's
 
 
-_PACKAGES = {
+PACKAGES = {
     "sounddevice": _Package(
         "capture from a sound card",
         "PortAudio",
@@ -62,7 +62,7 @@ def load(name: str) -> Any:
     MissingPackage
         It says what to install, for pip, and for the system where a C library is missing.
     """
-    package = _PACKAGES[name]
+    package = PACKAGES[name]
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from rich.filesize import decimal
 
-from pcmring._late import _PACKAGES, MissingPackage, load
+from pcmring._late import PACKAGES, MissingPackage, load
 from pcmring._memory import MB, MemoryUnreadable, cgroup_memory, machine_memory
 from pcmring._resources import ResourceManager
 from pcmring.cli._common import reason_of
@@ -74,13 +74,13 @@ def _in_container() -> bool:
 def fix_of(missing: MissingPackage) -> str:
     """The command that installs a package or its C library here."""
     if not missing.library:
-        extra = _PACKAGES[missing.name or ""].extra
+        extra = PACKAGES[missing.name or ""].extra
         return f"{sys.executable} -m pip install 'pcmring[{extra}]'"
     for installer, packages in _SYSTEM_PACKAGES.items():
         if shutil.which(installer):
             command = f"{installer} {_INSTALL.get(installer, 'install')} {packages[missing.library]}"
             return command if installer == "brew" else _as_root(command)
-    return _PACKAGES[missing.name or ""].system
+    return PACKAGES[missing.name or ""].system
 
 
 def check_sound_devices() -> Check:
@@ -183,7 +183,7 @@ def check_recordings() -> Check:
 
 def check_packages() -> Iterator[Check]:
     """The optional packages, by the extra that brings them."""
-    for name, package in _PACKAGES.items():
+    for name, package in PACKAGES.items():
         if not package.extra or name == "tomllib":
             continue
         title = f"{name} [{package.extra}]"

@@ -218,8 +218,7 @@ def _report(manager: FileBasedAudioManager, out: Path) -> None:
         f"{info['file_gaps'] or 'no'} gap{'' if info['file_gaps'] == 1 else 's'}",
         soft_wrap=True,
     )
-    assert manager._recording is not None
-    for gap in manager._recording.gaps():
+    for gap in manager.file_gaps():
         console.print(
             f"  {'' if gap.exact else 'about '}{gap.frames} frames missing before frame {gap.position} "
             f"({gap.position / samplerate:.3f} s): {gap.cause}",
