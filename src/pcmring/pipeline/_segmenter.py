@@ -147,6 +147,7 @@ class Segmenter:
         )
         self._history = AudioBuffer(_frames(history_s, "history_s"), samplerate=SAMPLERATE)
         self._utterances: deque[Utterance] = deque()
+        self._speaking: Span | None = None
         self._is_over = False
         # times and gaps are the buffer's; they must be asked for before it is closed
         self._known: tuple[int, StreamTime] | None = None
@@ -178,7 +179,7 @@ class Segmenter:
     @property
     def speaking(self) -> Span | None:
         """Span or None: the utterance that is open now, as far as it was heard."""
-        return self._endpointer.open
+        return self._speaking
 
     @property
     def oldest(self) -> int:
@@ -218,10 +219,15 @@ class Segmenter:
         if lost:
             yield from self._lose(lost)
         self._history.write(block.array)
-        was_open = self._endpointer.open is not None
         yield from map(self._described, self._endpointer.hear(block.frames, is_speech))
-        if not was_open and self._endpointer.open is not None:
-            self._time_of(self._endpointer.open.start)
+        speaking = self._endpointer.open
+        if speaking is not None:
+            before = self._speaking
+            if before is not None and before.start == speaking.start:
+                speaking = speaking._replace(time=before.time)
+            else:
+                speaking = speaking._replace(time=self._time_of(speaking.start))
+        self._speaking = speaking
 
     def _lose(self, lost: int) -> Iterator[Span]:
         position = self._endpointer.position + lost
@@ -238,6 +244,7 @@ class Segmenter:
             if lost:
                 yield from self._lose(lost)
             yield from map(self._described, self._endpointer.finish())
+            self._speaking = None
 
     def _described(self, span: Span) -> Span:
         return span._replace(time=self._time_of(span.start), gaps=self._gaps_inside(span.start, span.stop))
