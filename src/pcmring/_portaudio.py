@@ -104,7 +104,9 @@ def load_sounddevice() -> Any:
 
 def _at_exit(sounddevice: Any) -> None:
     stop_all()
-    if _abandoned:  # sounddevice ends PortAudio as often as it began it, and that would wait for ever
+    # sounddevice ends PortAudio as often as it began it, which would wait for a stream that hangs, and take the
+    # library away from a thread that hangs in it
+    if _abandoned or not _lock.acquire(timeout=ABORT_S):
         sounddevice._initialized = 0
 
 

@@ -6,7 +6,9 @@ readers first get what is stored, then their waits and loops end. The audio stay
 
 What is guaranteed. `_source_lock` is held to open, start, stop and close the source, never while a program's
 function runs; and under it nothing is opened once the end was asked for. So after `stop` nothing records, whoever
-called it, from wherever. The watchdog is woken by `_orders`, whose `put` may be called from a finalizer.
+called it, from wherever. A device may hang while it is opened, with the lock: then the end closes the ring without
+it, and the watchdog closes the source when the device lets it go. `_end_lock` makes the end one, and comes first.
+The watchdog is woken by `_orders`, whose `put` may be called from a finalizer.
 """
 
 from __future__ import annotations
@@ -71,6 +73,10 @@ BLOCK_FRAMES = 512
 
 #: Attempts to reopen the same device before the default one is taken, where that is allowed: 0.3 s.
 DEFAULT_FROM_ATTEMPT = 3
+
+#: A device that is being reopened gets this long before a stop leaves it to the watchdog. A server that hangs keeps
+#: whoever opens a stream for 30 s (PulseAudio).
+REOPENING_S = 1.0
 
 #: A watchdog that wakes up so much too late does not judge: the process had been stopped, or the machine slept.
 OVERSLEPT_S = 0.25
@@ -151,9 +157,11 @@ class CaptureSession:
         self.device_name = ""
         self._names: list[str] = []
         self._source_lock = threading.Lock()
+        self._end_lock = threading.Lock()
         self._orders: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._is_stopping = False
         self._is_over = False
+        self._is_hanging = False
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="pcmring watchdog")
         self._pid = os.getpid()
@@ -252,10 +260,14 @@ class CaptureSession:
     def join(self, timeout: float) -> bool:
         """Wait until all is delivered and the session's threads have ended; False if the time was up before.
 
+        Does not wait for a thread that hangs in the device.
+
         Called by a handler, which is one of these threads, it returns True at once.
         """
-        threads = [self._thread] if self._delivery is None else [self._thread, self._delivery.thread]
-        if threading.current_thread() in threads:
+        threads = [] if self._is_hanging else [self._thread]
+        if self._delivery is not None:
+            threads.append(self._delivery.thread)
+        if threading.current_thread() in (self._thread, *threads):
             return True
         deadline = time.monotonic() + timeout
         for thread in threads:
@@ -282,18 +294,27 @@ class CaptureSession:
         self._history = None
 
     def _end(self, state: State) -> None:
-        with self._source_lock:
+        with self._end_lock:
             if self._is_over:
                 return
             self._is_over = True
-            if self._buffer is not None and self._source is not None:
-                self._source.close()
-                self._final_gaps = self._buffer.gaps()
-                self._final_statistics = self._buffer.statistics()
-                self._history = self._buffer.view(self._buffer.oldest, self._buffer.frames_written)
-                self._buffer.close()
-            self.state = state
-            self._ready.set()
+            is_free = self._source_lock.acquire(timeout=REOPENING_S)
+            try:
+                if self._buffer is not None and self._source is not None:
+                    if is_free:
+                        self._source.close()
+                    self._final_gaps = self._buffer.gaps()
+                    self._final_statistics = self._buffer.statistics()
+                    self._history = self._buffer.view(self._buffer.oldest, self._buffer.frames_written)
+                    self._buffer.close()
+                self._is_hanging = not is_free
+                self.state = state
+                self._ready.set()
+            finally:
+                if is_free:
+                    self._source_lock.release()
+        if not is_free:
+            logger.warning("%s hangs while it is reopened: its thread is left behind", self.device_name)
 
     # ---- facts ------------------------------------------------------------------------------------------------------
 
@@ -408,6 +429,8 @@ class CaptureSession:
                 state = self._watch_sources()
         finally:
             self._end(state)
+            if self._is_hanging:
+                self.source.close()  # it may have been started after the end
         self._notice_losses()
 
     def _watch_sources(self) -> State:
