@@ -784,3 +784,112 @@ def manager_is_stopped_by_a_signal(stop_s: float) -> dict[str, Any]:
         before = manager.buffer.frames_written
         until(lambda: manager.buffer.frames_written > before + 18_000 or errors)
         return {"errors": list(map(str, errors)), "state": manager.state}
+
+
+# ---- managers, on a PulseAudio server of the folder (see pulse_server.py) ------------------------------------
+
+
+def _watchdogs() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name in ("pcmring watchdog", "pcmring abort")]
+
+
+def pulse_recovers(folder: str, how: str) -> dict[str, Any]:
+    """Something of the server is lost, is noticed, comes back."""
+    from pulse_server import RATE, PulseServer
+
+    server = PulseServer(folder)
+    errors: list[list[Any]] = []
+    recovered: list[int] = []
+    with _manager(block_frames=128) as manager:
+        manager.on_stream_error = lambda error: errors.append([time.monotonic(), manager.state, str(error)])
+        manager.on_stream_recovered = lambda: recovered.append(1)
+        manager.start_recording()
+        manager.wait_ready(DEADLINE_S)
+        reader = manager.reader(0)
+        delivered = len(reader.read(RATE // 2, timeout=DEADLINE_S))
+        gone = time.monotonic()
+        server.lose(how)
+        until(lambda: errors)
+        before = manager.get_latest_audio(30)
+        server.give_back(how)
+        until(lambda: recovered)
+        found: dict[str, Any] = {"away_s": time.monotonic() - gone}
+        written = manager.buffer.frames_written
+        until(lambda: manager.buffer.frames_written >= written + RATE // 2)
+        gaps = manager._session.gaps()
+        manager.stop_recording()
+        audio = manager.get_latest_audio(30)
+        while len(rest := reader.read(RATE, timeout=DEADLINE_S)):
+            delivered += len(rest)
+            if reader.position == len(audio):
+                break
+        return found | {
+            "noticed_s": errors[0][0] - gone,
+            "errors": [error[1:] for error in errors],
+            "recovered": len(recovered),
+            "kept": len(before) >= RATE // 2 and bool(np.array_equal(audio[: len(before)], before)),
+            "jumps": jumps(audio),
+            "gaps": [[gap.position, gap.frames, gap.cause] for gap in gaps],
+            "written": manager.get_buffer_info()["frames_written"],
+            "captured": len(audio),
+            "read_to": reader.position,
+            "delivered_and_lost": delivered + reader.lost,
+            "log": LOG,
+        }
+
+
+def pulse_stops(folder: str, how: str) -> dict[str, Any]:
+    """A recording is stopped while something of the server is lost, which then comes back."""
+    from pulse_server import PulseServer
+
+    server = PulseServer(folder)
+    errors: list[Exception] = []
+    with _manager(block_frames=128) as manager:
+        manager.on_stream_error = errors.append
+        manager.start_recording()
+        manager.wait_ready(DEADLINE_S)
+        until(lambda: manager.buffer.frames_written > 1000)
+        server.lose(how)
+        until(lambda: manager.state == "recovering" and (how != "hangs" or LOG[-1].endswith("left behind")))
+        begin = time.monotonic()
+        manager.stop_recording()
+        found: dict[str, Any] = {"stop_s": time.monotonic() - begin, "state": manager.state, "errors": len(errors)}
+        begin = time.monotonic()
+        manager.stop_recording()
+        found["stop_again_s"] = time.monotonic() - begin
+        audio = manager.get_latest_audio(30)
+        server.give_back(how)
+        until(lambda: not _watchdogs())  # from here on nobody is left to open it
+        found["streams"] = server.control("list", "short", "source-outputs")
+        found["kept"] = len(audio) > 1000 and not jumps(audio) and len(manager.get_latest_audio(30)) == len(audio)
+        manager.device_manager.get_available_devices(refresh_devices=True)
+        found["again"] = manager.start_recording() and manager.wait_ready(DEADLINE_S)
+        return found
+
+
+def pulse_hangs_at_the_end(folder: str) -> str:
+    """The program ends while its server hangs."""
+    from pulse_server import PulseServer
+
+    server = PulseServer(folder)
+    with _manager(block_frames=128) as manager:
+        manager.start_recording()
+        manager.wait_ready(DEADLINE_S)
+        server.lose("hangs")
+        until(lambda: manager.state == "recovering" and LOG[-1].endswith("left behind"))
+    return manager.state
+
+
+def pulse_is_not_there(folder: str) -> dict[str, Any]:
+    """No server runs; then one does."""
+    errors: list[Exception] = []
+    with _manager() as manager:
+        manager.on_stream_error = errors.append
+        found: dict[str, Any] = {"started": manager.start_recording(), "errors": list(map(str, errors)), "log": LOG}
+        found["state"] = [manager.is_recording, str(manager.last_error), _watchdogs()]
+        from pulse_server import PulseServer
+
+        PulseServer(folder)
+        manager.device_manager.get_available_devices(refresh_devices=True)
+        found["again"] = manager.start_recording() and manager.wait_ready(DEADLINE_S)
+        return found
