@@ -122,6 +122,8 @@ EVERY_1000 = [(first, first + 300) for first in range(0, 200_000, 1000)]  # ends
 
 def test_every_utterance_gets_its_caption_and_the_end_of_the_stream_ends_them(streams):
     stream = streams(RampEngine(), [(1000, 1300), (4000, 9000)])
+    stream.go_to(2000)
+    until(lambda: stream.captions.statistics.captions == 1)  # two that wait would become one
     stream.go_to(4500)
     found = stream.end()
     assert [(caption.text, caption.start, caption.stop, caption.speech_stop) for caption in found] == [
@@ -223,6 +225,17 @@ def test_an_utterance_overwritten_in_part_is_captioned_from_where_it_is_left(str
     stream.check_account()
 
 
+def test_an_utterance_of_which_only_the_hang_over_is_left_says_so(streams):
+    engine = RampEngine(is_open=False)
+    stream = streams(engine, [(0, 300), (1000, 3900)], history_s=0.5)
+    stream.go_to(600)
+    assert engine.entered.acquire(timeout=DEADLINE_S)
+    stream.go_to(12_000)
+    engine.gate.release(10)
+    caption = stream.end()[-1]
+    assert (caption.text, caption.start, caption.stop, caption.speech_stop) == ("4000-4100", 4000, 4100, 4000)
+
+
 def test_an_engine_that_raises_costs_its_utterance_only_and_is_reported_once(streams, caplog):
     class Failing(RampEngine):
         def transcribe(self, audio: np.ndarray, *, is_draft: bool = False) -> Transcript:
@@ -318,6 +331,29 @@ def test_no_draft_is_made_in_a_pause_nor_while_an_utterance_waits(streams):
     assert engine.most_at_once == 1
 
 
+def test_no_draft_is_begun_in_a_pause(streams):
+    engine = RampEngine(is_open=False)
+    stream = streams(engine, [(0, 300)], draft_every_s=100 / RATE)
+    stream.go_to(100)
+    assert engine.entered.acquire(timeout=DEADLINE_S)
+    stream.go_to(400)  # speech that a draft would be due of, and a pause that may be its end
+    engine.gate.release(100)
+    assert not next(stream.captions).is_final
+    stream.captions._draft_cost_s = 0.0
+    stream.go_to(600)
+    assert [caption.text for caption in stream.end()] == ["0-500"]
+    assert stream.captions.statistics.drafts == 1
+
+
+def test_a_draft_nobody_took_does_not_come_after_its_final_caption(streams):
+    stream = streams(RampEngine(), [(0, 300)], draft_every_s=200 / RATE)
+    stream.go_to(300)
+    until(lambda: stream.captions.statistics.drafts == 1)
+    stream.buffer.close()
+    until(lambda: stream.captions.statistics.captions == 1)
+    assert [caption.is_final for caption in stream.captions] == [True]
+
+
 def test_a_newer_draft_takes_the_place_of_one_nobody_took(streams):
     stream = streams(RampEngine(), [(0, 99_999)], draft_every_s=100 / RATE)
     stream.go_to(200)
@@ -339,7 +375,9 @@ def test_while_nobody_takes_captions_none_is_made(streams, monkeypatch):
     stream.go_to(8600)
     assert stream.captions.statistics.captions == 3
     assert stream.captions.statistics.utterances_waiting == 6
-    assert [caption.text for caption in stream.end()] == ["0-500", "1000-1500", "2000-2500", "3000-8500"]
+    assert next(stream.captions).text == "0-500"
+    until(lambda: stream.captions.statistics.captions == 4)
+    assert [caption.text for caption in stream.end()] == ["1000-1500", "2000-2500", "3000-8500"]
 
 
 def test_words_of_an_overlap_are_told_once(streams):

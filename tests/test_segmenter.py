@@ -72,6 +72,12 @@ def test_less_than_min_speech_is_silence():
     assert segmenter.statistics.frames_in_silence == 2600
 
 
+def test_clicks_without_a_pause_are_no_silence_for_ever():
+    voice = ScriptedVoice([(first, first + 100) for first in range(0, 3000, 300)])
+    utterances, _ = segmented(3000, voice, min_speech=1000, max_utterance=1200, hang_over=250)
+    assert spans(utterances) == [(0, 1200), (1200, 2400), (2400, 3000)]
+
+
 def test_a_click_may_be_the_pre_roll_of_speech():
     utterances, _ = segmented(3000, ScriptedVoice([(500, 600), (900, 1200)]), min_speech=200, pre_roll=500)
     assert spans(utterances) == [(400, 1400)]

@@ -400,7 +400,6 @@ class Captioner:
         for sleeper in self._sleepers:
             with contextlib.suppress(RuntimeError):  # its loop is closed
                 sleeper.get_loop().call_soon_threadsafe(_wake, sleeper)
-        self._sleepers.clear()
 
     def _take(self) -> Caption | None:
         """The next caption, if it is there. With the lock."""
