@@ -8,6 +8,7 @@ from pcmring._late import MissingPackage
 from pcmring.cli._common import fail, reason_of
 from pcmring.cli.devices import devices
 from pcmring.cli.doctor import doctor
+from pcmring.cli.listen import listen
 from pcmring.cli.record import record
 from pcmring.cli.recover import recover
 
@@ -22,7 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted with the audio saved.",
 )
-for command in (devices, record, doctor, recover):
+for command in (devices, listen, record, doctor, recover):
     app.command()(command)
 
 

@@ -8,11 +8,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
 
+from pcmring._file_manager import FileBasedAudioManager
 from pcmring.devices import AudioConfig, AudioDeviceManager
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "make_console",
     "make_device_manager",
     "reason_of",
+    "save_recording",
     "usage_errors",
 ]
 
@@ -79,13 +82,22 @@ def usage_errors(option: str) -> Iterator[None]:
 
 
 @contextmanager
-def interruption() -> Iterator[threading.Event]:
-    """An event that Ctrl-C, SIGTERM and a closed terminal set, instead of ending the process."""
+def interruption(*, is_impatient: bool = False) -> Iterator[threading.Event]:
+    """An event that Ctrl-C, SIGTERM and a closed terminal set, instead of ending the process.
+
+    With `is_impatient` the second of them raises KeyboardInterrupt.
+    """
     interrupted = threading.Event()
+
+    def note(*_: object) -> None:
+        if is_impatient and interrupted.is_set():
+            raise KeyboardInterrupt
+        interrupted.set()
+
     numbers = [signal.SIGINT, signal.SIGTERM]
     if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # ignored: nohup
         numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, lambda *_: interrupted.set()) for number in numbers}
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield interrupted
     finally:
@@ -112,3 +124,20 @@ def make_device_manager(
         except ValueError as error:
             fail(str(error))
     return manager
+
+
+def save_recording(manager: FileBasedAudioManager, out: Path, *, overwrite: bool = False) -> None:
+    """Move the file to its place; where that fails leave it to `pcmring recover`, and say so."""
+    info = manager.get_buffer_info()
+    recorded = info["audio_file"]
+    try:
+        if info["file_frames"] == 0:
+            manager.release_audio_file()
+            fail(f"nothing was captured, so there is no {out}" + (f": {info['error']}" if info["error"] else ""))
+        manager.save_as(out, overwrite=overwrite)
+    except (OSError, RuntimeError) as error:
+        manager.resource_manager.remove_temp_file(recorded)
+        fail(
+            f"{out} cannot be written: {reason_of(error)}; the audio is safe in {recorded}, and "
+            "'pcmring recover --to FOLDER' saves it"
+        )

@@ -1,7 +1,7 @@
 """``pcmring record``: from a device into a sound file.
 
 The file grows in the folder of temporary recordings, where `pcmring recover` finds it after a crash, and is moved to
-its place at the end. Whatever ends a recording, `_save` comes next.
+its place at the end. Whatever ends a recording, `save_recording` comes next.
 """
 
 from __future__ import annotations
@@ -19,12 +19,8 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from rich.console import RenderableType
 from rich.filesize import decimal
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
 
 from pcmring._file_manager import FileBasedAudioManager
 from pcmring._recording import RecordingError
@@ -37,9 +33,10 @@ from pcmring.cli._common import (
     interruption,
     make_console,
     make_device_manager,
-    reason_of,
+    save_recording,
     usage_errors,
 )
+from pcmring.cli._screen import level_db, meter
 from pcmring.errors import BufferClosed
 
 __all__ = ["record"]
@@ -47,8 +44,6 @@ __all__ = ["record"]
 #: Seconds between two looks at the level on a terminal, and two lines where there is none.
 LEVEL_S = 0.1
 LINE_S = 10.0
-#: What the meter begins with, dBFS.
-QUIETEST_DB = -60.0
 
 
 def record(
@@ -97,7 +92,7 @@ def record(
             is_lost = _watch(manager, out, seconds, interrupted)
         finally:
             manager.stop_recording()
-            _save(manager, out, force)
+            save_recording(manager, out, overwrite=force)
         _report(manager, out)
         _fail_if_cut_short(manager, out, is_lost and not interrupted.is_set())
         if interrupted.is_set():
@@ -145,7 +140,7 @@ def _watch(manager: FileBasedAudioManager, out: Path, seconds: float | None, int
                 elif was_lost and not is_lost:
                     console.print("the device is back, the recording goes on")
                 if live is not None:
-                    live.update(_meter(peak, _line(manager, out, reader.position / samplerate, peak)), refresh=True)
+                    live.update(meter(peak, _line(manager, out, reader.position / samplerate, peak)), refresh=True)
                 elif time.monotonic() - line_at >= LINE_S:
                     console.print(_line(manager, out, reader.position / samplerate, peak))
                     line_at = time.monotonic()
@@ -164,41 +159,13 @@ def _line(manager: FileBasedAudioManager, out: Path, seconds: float, peak: float
     folders = {os.path.dirname(info["audio_file"]), out.absolute().parent}
     left = min(shutil.disk_usage(folder).free for folder in folders)
     return (
-        f"{timedelta(seconds=int(seconds))}  {_level_db(peak):5.1f} dBFS  fill {fill:.0%}  "
+        f"{timedelta(seconds=int(seconds))}  {level_db(peak):5.1f} dBFS  fill {fill:.0%}  "
         f"lost {sum(info['frames_lost'].values())}  {decimal(os.path.getsize(info['audio_file']))}  "
         f"disk {decimal(left)} left"
     )
 
 
-def _meter(peak: float, line: str) -> RenderableType:
-    meter = Table.grid(padding=(0, 1))
-    bar = ProgressBar(total=-QUIETEST_DB, completed=max(0.0, _level_db(peak) - QUIETEST_DB), width=12)
-    meter.add_row(bar, Text(line, no_wrap=True, overflow="ellipsis"))
-    return meter
-
-
-def _level_db(peak: float) -> float:
-    return 20 * math.log10(peak) if peak > 0 else -math.inf
-
-
 # ---- at its end ------------------------------------------------------------------------------------------------------
-
-
-def _save(manager: FileBasedAudioManager, out: Path, force: bool) -> None:
-    """Move the file to its place; where that fails leave it to `pcmring recover`, and say so."""
-    info = manager.get_buffer_info()
-    recorded = info["audio_file"]
-    try:
-        if info["file_frames"] == 0:
-            manager.release_audio_file()
-            fail(f"nothing was captured, so there is no {out}" + (f": {info['error']}" if info["error"] else ""))
-        manager.save_as(out, overwrite=force)
-    except (OSError, RuntimeError) as error:
-        manager.resource_manager.remove_temp_file(recorded)
-        fail(
-            f"{out} cannot be written: {reason_of(error)}; the audio is safe in {recorded}, and "
-            "'pcmring recover --to FOLDER' saves it"
-        )
 
 
 def _report(manager: FileBasedAudioManager, out: Path) -> None:
