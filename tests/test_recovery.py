@@ -226,7 +226,7 @@ def test_stops_and_recoveries_that_meet_leave_nothing_running(crew):
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("how", ["dead", "silent"])
+@pytest.mark.parametrize("how", ["dead", "silent", "unplugged"])
 def test_a_sound_card_that_is_gone_is_noticed_in_time_and_taken_up_again(mics, tmp_path, how):
     """D28: also where PortAudio says for ever that all is well."""
     control = tmp_path / "control"
@@ -248,6 +248,7 @@ def test_a_recording_whose_sound_card_is_gone_can_be_stopped(mics, tmp_path):
     control = tmp_path / "control"
     got = mics.call("manager_stops_without_device", mics={"mic": {"control": str(control)}}, control=str(control))
     assert got["stop_s"] < 4.0
+    assert got["capturing"] == []
     assert got["written_after"] == got["written"]
     assert got["again"]
 

@@ -725,8 +725,14 @@ def manager_recovers(control: str, how: str, device: str) -> dict[str, Any]:
         }
 
 
+def _watchdogs() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name in ("pcmring watchdog", "pcmring abort")]
+
+
 def manager_stops_without_device(control: str) -> dict[str, Any]:
     """Unplugged, PortAudio itself does not come back any more."""
+    from pcmring._sources import live
+
     with _manager(device="mic", block_frames=128) as manager:
         manager.start_recording()
         manager.wait_ready(DEADLINE_S)
@@ -737,9 +743,10 @@ def manager_stops_without_device(control: str) -> dict[str, Any]:
         found: dict[str, Any] = {"stop_s": time.monotonic() - begin}
         found["written"] = manager.get_buffer_info()["frames_written"]
         Path(control).unlink()
+        until(lambda: not _watchdogs())  # from here on nobody is left to open it
+        found["capturing"] = list(map(repr, live))
+        found["written_after"] = manager.get_buffer_info()["frames_written"]
         found["again"] = manager.start_recording() and manager.wait_ready(DEADLINE_S)
-        manager.stop_recording()
-        found["written_after"] = found["written"]
         return found
 
 
@@ -787,10 +794,6 @@ def manager_is_stopped_by_a_signal(stop_s: float) -> dict[str, Any]:
 
 
 # ---- managers, on a PulseAudio server of the folder (see pulse_server.py) ------------------------------------
-
-
-def _watchdogs() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name in ("pcmring watchdog", "pcmring abort")]
 
 
 def pulse_recovers(folder: str, how: str) -> dict[str, Any]:
