@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import pcmring._capture
-from native_support import CALLBACK, DEADLINE_S, Foreign, Times, python_environment, run
+from native_support import CALLBACK, DEADLINE_S, Foreign, Times, python_environment, run, unavailable
 from pcmring import AudioBuffer, BufferClosed, CaptureCallback, Gap
 
 CONTINUE, COMPLETE = 0, 1
@@ -594,8 +594,9 @@ class Disassembly:
 
 @pytest.mark.native
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/maps and ELF")
-@pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump")
 def test_the_compiled_callback_references_no_python_no_allocator_and_no_lock():
+    if shutil.which("objdump") is None:
+        unavailable("objdump is not installed")
     library = pcmring._capture.__file__
     code = Disassembly(library)
     with AudioBuffer(160) as buffer, CaptureCallback(buffer) as capture:

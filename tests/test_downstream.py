@@ -16,6 +16,7 @@ import pytest
 import pcmring
 from native_support import DEADLINE_S, clean_environment, compiler, run
 from pcmring import AudioBuffer, BufferClosed, CaptureCallback
+from virtual_mic import need
 
 pytestmark = pytest.mark.native
 
@@ -34,9 +35,7 @@ def coded(start: int, frames: int, channels: int) -> np.ndarray:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with both modules, built as a stranger would."""
     compiler()
-    for needed in ("Cython", "setuptools"):
-        if importlib.util.find_spec(needed) is None:
-            pytest.skip(f"{needed} is not installed")
+    need("Cython", "setuptools")
     folder = tmp_path_factory.mktemp("downstream") / "project"
     shutil.copytree(HERE / "downstream", folder)
     run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=folder)

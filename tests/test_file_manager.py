@@ -23,11 +23,12 @@ from pcmring._recording import RecordingError
 from pcmring.devices import AudioConfig, AudioDeviceManager, GeneratorSource
 from pcmring.memory_manager import MemoryMonitor, ResourceManager
 from stalled_disk import StalledDisk
-from virtual_mic import VirtualMics, need, virtual_mics
+from virtual_mic import VirtualMics, need, unavailable, virtual_mics
 
-soundfile = pytest.importorskip("soundfile")
-pytest.importorskip("platformdirs")
-psutil = pytest.importorskip("psutil")
+need("psutil", "soundfile", "platformdirs")
+import psutil  # noqa: E402
+import soundfile  # noqa: E402
+
 from microphones import DEADLINE_S, Devices, until  # noqa: E402
 
 RATE = 16000
@@ -352,7 +353,7 @@ def test_a_full_disk_under_save_as_leaves_nothing_there(manager, tmp_path):
     place.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=4k", "pcmring-test", str(place)]
     if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("this process may not mount a file system")
+        unavailable("this process may not mount a file system")
     try:
         path = record(manager, RATE // 2)
         with pytest.raises(OSError, match="No space left"):

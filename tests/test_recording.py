@@ -22,10 +22,12 @@ from pcmring._encoders import WAV_SAMPLES, repair, wav_header
 from pcmring._recording import Recording, RecordingError
 from pcmring.devices import GeneratorSource, ResamplingReader
 from stalled_disk import StalledDisk
-from virtual_mic import need
+from virtual_mic import need, unavailable
 
-psutil = pytest.importorskip("psutil")
-soundfile = pytest.importorskip("soundfile")
+need("psutil", "soundfile")
+import psutil  # noqa: E402
+import soundfile  # noqa: E402
+
 from microphones import DEADLINE_S, until  # noqa: E402
 
 RATE = 16000
@@ -328,7 +330,7 @@ def small_disk(tmp_path) -> Iterator[Path]:
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=64k", "pcmring-test", str(folder)]
     if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("this process may not mount a file system")
+        unavailable("this process may not mount a file system")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
 

@@ -22,6 +22,7 @@ import pytest
 from pcmring import MissingPackage, _tempfiles
 from pcmring._tempfiles import TempFile
 from pcmring.memory_manager import MemoryMonitor, ResourceManager
+from virtual_mic import need
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX files and processes")
 HEADER = b"RIFF" + bytes(40)  # as long as a WAV header
@@ -64,6 +65,7 @@ def program(folder: Path) -> Iterator[Program]:
     head = """
 import json, os, signal, sys, time, warnings
 from pcmring.memory_manager import MemoryMonitor, ResourceManager
+from virtual_mic import need
 folder = sys.argv[1]
 manager = ResourceManager(directory=folder)
 def say(word):
@@ -535,7 +537,7 @@ def test_a_file_that_cannot_be_made_leaves_nothing_behind(
 def test_the_default_folder_is_the_users_own_and_survives_a_reboot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("platformdirs")
+    need("platformdirs")
     if sys.platform != "linux":
         pytest.skip("the folder's name is Linux's")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
@@ -1005,8 +1007,7 @@ def test_no_descriptor_stays_open_after_many_files(manager: ResourceManager) -> 
 @pytest.mark.rss
 def test_the_guided_run_goes_as_it_should() -> None:
     script = Path(__file__).parents[1] / "scripts" / "test_memory_management.py"
-    for package in ("platformdirs", "soundfile", "soxr"):
-        pytest.importorskip(package)
+    need("platformdirs", "soundfile", "soxr")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stdout + done.stderr

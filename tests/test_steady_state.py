@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from native_support import HERE, clean_environment, run, shared_library
+from native_support import HERE, clean_environment, run, shared_library, unavailable
 
 pytestmark = [
     pytest.mark.native,
@@ -115,7 +115,7 @@ def test_the_first_pass_over_a_ring_meets_no_page_fault(measured, name):
 def test_steady_calls_make_no_system_call_at_all(tmp_path):
     """By strace: also those that do not go through syscall(), such as the GIL's, the allocator's or the clock's."""
     if shutil.which("strace") is None:
-        pytest.skip("no strace; futex calls are counted above")
+        unavailable("strace is not installed; futex calls are counted above")
     trace = tmp_path / "trace"
     if subprocess.run(["strace", "-o", trace, "true"], capture_output=True, check=False).returncode != 0:
         pytest.skip("strace may not trace here")
