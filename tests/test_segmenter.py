@@ -17,6 +17,7 @@ from scripted_voice import ScriptedVoice, ramp
 from speech_clips import TEXTS, clip
 
 RATE = 16000
+EVERY_1000 = [(first, first + 300) for first in range(0, 60_000, 1000)]
 
 
 def seconds(frames: int) -> float:
@@ -331,6 +332,21 @@ def test_close_wakes_an_async_wait():
     assert asyncio.run(main()) == []
 
 
+def test_a_guarded_reader_makes_a_patient_producer_wait(crew):
+    """How a file is cut at the pace of whoever takes the utterances."""
+    buffer = AudioBuffer(500, samplerate=RATE, policy="block")
+    segmenter = Segmenter(buffer.reader(0, guard=True), voice=ScriptedVoice(EVERY_1000), **settings())
+
+    def write() -> None:
+        for first in range(0, 20_000, 400):
+            assert buffer.write(ramp(first, 400)) == 400
+        buffer.close()
+
+    crew.start(write)
+    assert spans(list(segmenter)) == [(first, first + 500) for first in range(0, 20_000, 1000)]
+    assert segmenter.statistics.frames_lost == 0
+
+
 def test_a_segmenter_begins_where_its_reader_is():
     buffer = written(3000)
     reader = buffer.reader(0)
@@ -424,9 +440,7 @@ def test_thresholds_without_meaning_are_refused():
 
 def test_threads_that_only_look_meet_whole_accounts(crew):
     buffer = AudioBuffer(1 << 16, samplerate=RATE)
-    segmenter = Segmenter(
-        buffer.reader(0), voice=ScriptedVoice([(p, p + 300) for p in range(0, 60000, 1000)]), **settings(pre_roll=100)
-    )
+    segmenter = Segmenter(buffer.reader(0), voice=ScriptedVoice(EVERY_1000), **settings(pre_roll=100))
     ended = threading.Event()
 
     def look() -> None:
