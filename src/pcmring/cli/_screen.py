@@ -62,6 +62,8 @@ class CaptionScreen:
         self._manager = manager
         self._captioner = captioner
         self._draft = ""
+        ring = manager.buffer
+        self._ring_s = ring.capacity / (ring.samplerate or RATE) if ring is not None else math.inf
         self._live = (
             Live(
                 console=console,
@@ -105,10 +107,12 @@ class CaptionScreen:
         info = self._manager.get_buffer_info()
         heard = self._captioner.segmenter.statistics
         lost = sum(info["frames_lost"].values()) + heard.frames_lost
+        unread_s = info["frames_written"] / (info["device_sample_rate"] or RATE) - heard.position / RATE
+        fill = max(0.0, unread_s / self._ring_s)
         behind = " BEHIND" if self._captioner.is_behind else ""
         away = "  DEVICE LOST" if info["state"] == "recovering" else ""
         return (
-            f"{timedelta(seconds=heard.position // RATE)}  {level_db(peak):5.1f} dBFS  fill {info['fill_level']:.0%}  "
+            f"{timedelta(seconds=heard.position // RATE)}  {level_db(peak):5.1f} dBFS  fill {fill:.0%}  "
             f"lag {self._captioner.lag_s:.1f} s{behind}  lost {lost}  "
             f"{info['memory_usage_mb']:.0f} of {self._manager.memory_monitor.max_memory_mb:.0f} MB{away}"
         )
