@@ -10,7 +10,8 @@ Audio is 16 kHz, mono, float32; positions and counts are frames of the reader. N
 
 from __future__ import annotations
 
-from pcmring.pipeline._captions import Caption, Captioner, CaptionerStatistics
+from pcmring.pipeline._caption import Caption
+from pcmring.pipeline._captions import Captioner, CaptionerStatistics
 from pcmring.pipeline._endpoints import SegmenterStatistics, Span
 from pcmring.pipeline._engines import ModelError, Transcriber, Transcript, Word
 from pcmring.pipeline._pocketsphinx import PocketsphinxTranscriber

@@ -64,6 +64,8 @@ class PocketsphinxTranscriber:
 
     def transcribe(self, audio: NDArray[np.float32], *, is_draft: bool = False) -> Transcript:
         """See `Transcriber`. A draft is no different."""
+        if len(audio) == 0:
+            return Transcript("")
         pcm = np.clip(audio * 32768.0, -32768, 32767).astype(np.int16)
         with self._busy:
             self._decoder.start_utt()
