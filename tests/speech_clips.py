@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.resources
 import json
 import re
 from pathlib import Path
@@ -11,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-HERE = Path(__file__).parent / "speech"
-TEXTS: dict[str, str] = json.loads((HERE / "texts.json").read_text())
+SPEECH = importlib.resources.files("pcmring.cli") / "speech"
+TEXTS: dict[str, str] = json.loads((SPEECH / "texts.json").read_text())
 
 #: That of Systran/faster-whisper-tiny.en, which the package brings along.
 _TINY_EN_SHA256 = "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a"
@@ -22,7 +23,8 @@ _TINY_EN_SHA256 = "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936
 def clip(name: str) -> np.ndarray:
     """A clip as float32 at 16 kHz."""
     soundfile = pytest.importorskip("soundfile")
-    samples, samplerate = soundfile.read(HERE / name, dtype="float32")
+    with (SPEECH / name).open("rb") as file:
+        samples, samplerate = soundfile.read(file, dtype="float32")
     assert samplerate == 16000
     return samples
 

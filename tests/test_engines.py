@@ -16,7 +16,7 @@ from speech_clips import TEXTS, clip, tiny_en, word_error_rate, words
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "default::UserWarning")
 
 RATE = 16000
-SHORT = "sense_and_sensibility_0930.wav"
+SHORT = "sense_and_sensibility_0930.flac"
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_whisper_has_few_word_errors_over_all_clips(whisper):
 
 def test_whisper_hears_the_same_again_whatever_was_between(whisper):
     before = whisper.transcribe(clip(SHORT))
-    whisper.transcribe(clip("sense_and_sensibility_0870.wav"))
+    whisper.transcribe(clip("sense_and_sensibility_0870.flac"))
     assert whisper.transcribe(clip(SHORT)) == before
 
 

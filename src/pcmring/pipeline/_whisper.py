@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["WhisperTranscriber"]
 
 #: What Whisper was trained on. Shorter audio is followed by silence up to here, as in its training: with tiny.en on
-#: the clips of tests/speech that halves the errors against shorter windows.
+#: the clips of `pcmring demo` that halves the errors against shorter windows.
 WINDOW_S = 30
 
 #: The encoder's work is that of the window, whatever is in it: a draft has a third of the latency with this one.
