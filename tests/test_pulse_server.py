@@ -46,8 +46,8 @@ def on_pulse() -> Iterator[Callable[..., dict]]:
     with tempfile.TemporaryDirectory(prefix="pcmring-pulse-") as folder:
         os.chmod(folder, 0o700)
 
-        def on_pulse(function: str, **arguments: object):
-            return call(function, {"folder": folder, **arguments}, **client_environment(Path(folder)))
+        def on_pulse(function: str, timeout_s: float = 60.0, **arguments: object):
+            return call(function, {"folder": folder, **arguments}, timeout_s, **client_environment(Path(folder)))
 
         yield on_pulse
         assert _processes_that_name(folder) == []
@@ -84,8 +84,11 @@ def test_a_recording_is_stopped_at_once_while_the_server_is_lost_and_nothing_is_
     assert got["again"]
 
 
-def test_a_program_ends_while_its_server_hangs(on_pulse):
-    assert on_pulse("pulse_hangs_at_the_end") == "idle"
+@pytest.mark.parametrize("lost_before", [False, True])
+def test_a_program_ends_soon_while_its_server_hangs(on_pulse, lost_before):
+    log = on_pulse("pulse_hangs_at_the_end", lost_before=lost_before, timeout_s=20.0)
+    assert log[-1] == "default hangs while it is reopened: its thread is left behind"
+    assert sum("hangs" in line for line in log) == 1
 
 
 def test_without_a_server_the_start_fails_with_one_error(on_pulse):

@@ -870,17 +870,23 @@ def pulse_stops(folder: str, how: str) -> dict[str, Any]:
         return found
 
 
-def pulse_hangs_at_the_end(folder: str) -> str:
-    """The program ends while its server hangs."""
+def pulse_hangs_at_the_end(folder: str, lost_before: bool) -> list[str]:
+    """The program ends while its server hangs: in the stream that was lost by that, or in looking for another."""
     from pulse_server import PulseServer
 
     server = PulseServer(folder)
     with _manager(block_frames=128) as manager:
         manager.start_recording()
         manager.wait_ready(DEADLINE_S)
+        if lost_before:
+            server.lose("removed")
+            until(lambda: manager.state == "recovering")
         server.lose("hangs")
-        until(lambda: manager.state == "recovering" and LOG[-1].endswith("left behind"))
-    return manager.state
+        reopening = manager._session._source_lock
+        while reopening.acquire(timeout=1.5):
+            reopening.release()
+            time.sleep(0.01)
+    return LOG
 
 
 def pulse_is_not_there(folder: str) -> dict[str, Any]:
