@@ -23,16 +23,16 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import numpy as np
-from setting import machine, use_virtual_microphones
+from setting import busy_threads, machine, use_virtual_microphones
 
 from pcmring import AudioBuffer
 from pcmring.devices import PortAudioSource
@@ -40,25 +40,6 @@ from pcmring.devices import PortAudioSource
 RATE = 48000
 BLOCK = 128
 CHUNK = 500  # blocks between two looks at the time stamps, 1.3 s: the ring keeps those of some seconds
-
-
-@contextmanager
-def busy_threads() -> Iterator[None]:
-    is_over = threading.Event()
-
-    def work() -> None:
-        while not is_over.is_set():
-            sum(range(1000))
-
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        for thread in threads:
-            thread.join()
 
 
 @contextmanager
@@ -74,11 +55,13 @@ def busy_processes() -> Iterator[None]:
         yield
 
 
+two_busy_threads = partial(busy_threads, 2)
+
 LOADS = {
     "idle": (),
-    "two busy threads": (busy_threads,),
+    "two busy threads": (two_busy_threads,),
     "a busy process per core": (busy_processes,),
-    "both": (busy_threads, busy_processes),
+    "both": (two_busy_threads, busy_processes),
 }
 
 

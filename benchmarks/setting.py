@@ -1,10 +1,13 @@
-"""What the benchmarks of capture share: the machine's line, and the tests' virtual microphones."""
+"""What benchmarks share: the machine's line, threads that keep the GIL busy, and the tests' virtual microphones."""
 
 from __future__ import annotations
 
 import os
 import platform
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -21,6 +24,26 @@ def machine(*packages: str) -> str:
         f"{', '.join(found)}, Python {platform.python_version()}, {platform.system()} {platform.machine()}, "
         f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
     )
+
+
+@contextmanager
+def busy_threads(count: int) -> Iterator[None]:
+    """Have Python threads around that never wait."""
+    is_over = threading.Event()
+
+    def work() -> None:
+        while not is_over.is_set():
+            sum(range(1000))
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join()
 
 
 def use_virtual_microphones(folder: Path, mics: dict[str, dict[str, object]]) -> None:
