@@ -464,6 +464,14 @@ cdef class AudioBuffer:
             raise BufferClosed("the buffer is closed")
         return 0
 
+    cdef int pin_mapped(self) except -1:
+        """The same for what a closed buffer still tells: as long as a reader or a view keeps its memory."""
+        if self.generation != generation:
+            raise BufferClosed("this buffer belongs to the parent process")
+        if not pcmring_pin_mapped(&self.pins):
+            raise BufferClosed("the buffer is closed, and its memory gone")
+        return 0
+
     cdef int unpin(self) except -1:
         cdef uint32_t now = pcmring_pins_now(&self.pins)
         while True:
@@ -493,8 +501,9 @@ cdef class AudioBuffer:
     def close(self):
         """End the buffer: no more writes, every wait wakes, the memory is given back.
 
-        Readers opened by `reader` can still read what was stored, and views stay valid: the memory then goes
-        with the last of them. Idempotent; any thread.
+        Readers opened by `reader` can still read what was stored, views stay valid, and `gaps`, `time_of`,
+        `position_at`, `oldest` and `statistics` still tell: the memory goes with the last reader or view.
+        Idempotent; any thread.
         """
         if self.generation != generation or not pcmring_pin(&self.pins):
             return
@@ -581,7 +590,7 @@ cdef class AudioBuffer:
     def oldest(self):
         """int: position of the oldest frame still held."""
         cdef uint64_t oldest
-        self.pin()
+        self.pin_mapped()
         oldest = pcmring_oldest(self.ring)
         self.unpin()
         return oldest
@@ -1116,7 +1125,7 @@ cdef class AudioBuffer:
         """
         cdef pcmring_gap[256] found
         cdef uint32_t n, i
-        self.pin()
+        self.pin_mapped()
         try:
             n = pcmring_gaps(self.ring, found, PCMRING_MAX_GAPS)
         finally:
@@ -1127,7 +1136,7 @@ cdef class AudioBuffer:
         """The time stamps kept, oldest first: list of (position, frames, adc_s, mono_ns)."""
         cdef pcmring_stamp[256] found
         cdef uint32_t n, i
-        self.pin()
+        self.pin_mapped()
         try:
             n = pcmring_stamps(self.ring, found, PCMRING_MAX_STAMPS)
         finally:
@@ -1187,7 +1196,7 @@ cdef class AudioBuffer:
         cdef pcmring_control *control
         cdef uint64_t fill
         cdef int i
-        self.pin()
+        self.pin_mapped()
         try:
             control = self.ring.control
             fill = self.fill_of()

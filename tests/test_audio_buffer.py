@@ -1030,6 +1030,30 @@ def test_an_overrun_is_told_with_its_positions_to_each_consumer():
     assert buffer.gaps() == [Gap(180, 42, "device_overflow", False)]
 
 
+def test_a_closed_buffer_still_tells_what_was_while_a_reader_or_a_view_keeps_its_memory():
+    buffer = AudioBuffer(100, samplerate=16000)
+    buffer.write(coded(0, 50))
+    buffer.mark_gap(7, "paused")
+    buffer.write(coded(50, 120))
+    before = (
+        buffer.gaps(),
+        buffer.statistics(),
+        buffer.oldest,
+        buffer.time_of(60),
+        buffer.position_at(buffer.time_of(60)),
+    )
+    reader, view = buffer.reader(), buffer.latest_view(3)
+    buffer.close()
+    assert (buffer.gaps(), buffer.statistics(), buffer.oldest, buffer.time_of(60)) == before[:4]
+    assert buffer.position_at(buffer.time_of(60)) == before[4]
+    reader.close()
+    assert buffer.gaps() == before[0]
+    del view
+    for tell in (buffer.gaps, buffer.statistics, lambda: buffer.oldest, lambda: buffer.time_of(60)):
+        with pytest.raises(BufferClosed, match="its memory gone"):
+            tell()
+
+
 def test_a_write_into_a_closed_buffer_is_never_silently_dropped():
     """D13: its write returned without a word when the buffer was gone."""
     buffer = filled(100, 50)

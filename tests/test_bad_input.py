@@ -752,12 +752,15 @@ AFTER_CLOSE = {
     "reader": lambda b: b.reader(),
     "mark_gap": lambda b: b.mark_gap(1, "paused"),
     "clear": lambda b: b.clear(),
+    "get_fill_level": lambda b: b.get_fill_level(),
+    "fill": lambda b: b.fill,
+}
+#: Told as long as a reader or a view keeps the memory.
+TOLD_BY_MEMORY = {
     "gaps": lambda b: b.gaps(),
     "statistics": lambda b: b.statistics(),
     "time_of": lambda b: b.time_of(5),
     "position_at": lambda b: b.position_at(1.0),
-    "get_fill_level": lambda b: b.get_fill_level(),
-    "fill": lambda b: b.fill,
     "oldest": lambda b: b.oldest,
 }
 STAYS_TRUE = {"capacity", "max_samples", "channels", "dtype", "samplerate", "policy", "name", "nbytes", "closed",
@@ -769,7 +772,7 @@ def public(kind: type) -> set[str]:
 
 
 def test_nothing_public_is_missing_from_the_tables_here():
-    assert public(AudioBuffer) == AFTER_CLOSE.keys() | STAYS_TRUE
+    assert public(AudioBuffer) == AFTER_CLOSE.keys() | TOLD_BY_MEMORY.keys() | STAYS_TRUE
     assert public(pcmring.Reader) == READER_AFTER_CLOSE.keys() | READER_STAYS_TRUE
     assert public(pcmring.AudioView) == {"array", "copied", "intact", "start", "stop"}
 
@@ -783,6 +786,14 @@ def test_a_closed_buffer_refuses(buffer, call, held):
         with pytest.raises(BufferClosed, match="closed"):
             AFTER_CLOSE[call](buffer)
     del keep
+
+
+@pytest.mark.parametrize("call", TOLD_BY_MEMORY)
+def test_a_closed_buffer_whose_memory_is_gone_refuses(buffer, call):
+    buffer.close()
+    for _ in range(2):
+        with pytest.raises(BufferClosed, match="closed"):
+            TOLD_BY_MEMORY[call](buffer)
 
 
 @pytest.mark.parametrize("name", sorted(STAYS_TRUE))

@@ -69,7 +69,7 @@ def test_a_lost_device_is_told_once_and_reopened_and_the_gap_has_its_length(losi
     until(lambda: losing.manager.buffer.frames_written >= before + 1600)
     losing.manager.stop_recording()
     assert [(type(error), "unplugged" in str(error)) for error in losing.errors] == [(SourceError, True)]
-    ((position, frames, cause, exact),) = losing.manager._session.gaps()
+    ((position, frames, cause, exact),) = losing.manager._session.buffer.gaps()
     assert (position, cause, exact) == (before, "reopened", False)
     # from the last block before to the first after, which was taken in some time before we were told
     assert 0 < frames <= (back_at - lost_at + 1.5) * 16_000
@@ -86,7 +86,7 @@ def test_the_length_of_a_gap_is_that_by_the_clock(losing):
     until(lambda: time.monotonic_ns() - last_ns > 300_000_000)
     losing.microphone.plugged.set()
     until(lambda: losing.recovered)
-    gap = losing.manager._session.gaps()[0]
+    gap = losing.manager._session.buffer.gaps()[0]
     missing_s = (losing.microphone.begin_ns - last_ns) * 1e-9
     assert gap.frames == pytest.approx(missing_s * 16_000, abs=800)  # 50 ms for a crowded machine
 

@@ -167,6 +167,8 @@ cdef class AudioBuffer:
     @cython.final
     cdef int pin(self) except -1
     @cython.final
+    cdef int pin_mapped(self) except -1
+    @cython.final
     cdef int unpin(self) except -1
     @cython.final
     cdef int release_memory(self) except -1

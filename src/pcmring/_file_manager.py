@@ -167,7 +167,6 @@ class FileBasedAudioManager(StreamingAudioManager):
                 file.path,
                 format=self._format,
                 subtype=self._subtype,
-                ledger=session.gaps,
                 on_end=partial(_on_end, file, session, self._handlers),
             )
         except BaseException as error:

@@ -18,7 +18,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from pcmring._encoders import Encoder, check_format, make_encoder
@@ -83,8 +82,6 @@ class Recording:
         A WAV that grows past 4 GiB becomes RF64.
     subtype : {"PCM_16", "PCM_24", "FLOAT"}, optional
         "FLOAT" in a WAV only. Integers are rounded and saturated.
-    ledger : callable, optional
-        Returns the ring's gaps, where that outlives the ring; `AudioBuffer.gaps` if not given.
     on_end : callable, optional
         Called once with this object, in the writing thread, when the file is closed. `error` tells how it ended.
 
@@ -111,7 +108,6 @@ class Recording:
         *,
         format: str = "WAV",
         subtype: str | None = None,
-        ledger: Callable[[], list[Gap]] | None = None,
         on_end: Callable[[Recording], object] | None = None,
     ) -> None:
         self.format = format
@@ -124,7 +120,6 @@ class Recording:
         self.samplerate = int(reader.samplerate)
         self.channels = reader.channels
         self.error: RecordingError | None = None
-        self._ledger = ledger or self._buffer.gaps
         self._on_end = on_end
         self._pid = os.getpid()
         self._stop_at = -1
@@ -269,11 +264,10 @@ class Recording:
         for first, last in losses:
             self._add_gap(first, Gap(first, last - first, "dropped", True), losses)
         ratio = reader.samplerate / (self._buffer.samplerate or 1.0)
-        with suppress(BufferClosed):
-            for gap in self._ledger():
-                at = round(reader.output_position(gap.position))
-                if reader.start < at <= reader.position:
-                    self._add_gap(at, gap._replace(frames=round(gap.frames * ratio)), losses)
+        for gap in self._buffer.gaps():
+            at = round(reader.output_position(gap.position))
+            if reader.start < at <= reader.position:
+                self._add_gap(at, gap._replace(frames=round(gap.frames * ratio)), losses)
 
     def _add_gap(self, at: int, gap: Gap, losses: list[tuple[int, int]]) -> None:
         lost_before = sum(last - first for first, last in losses if last <= at)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
 
-from pcmring._buffer import AudioBuffer
+from pcmring._buffer import AudioBuffer, AudioView
 from pcmring._config import MAX_BUFFER_SIZE_SECONDS
 from pcmring._delivery import Delivery, StreamHandlers
 from pcmring._late import MissingPackage, load
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
     from pcmring._config import AudioConfig
     from pcmring._monitor import MemoryMonitor
-    from pcmring._records import BufferStatistics, Gap
     from pcmring._tracker import AudioBufferTracker
     from pcmring.devices import AudioDeviceManager
 
@@ -173,10 +172,7 @@ class CaptureSession:
         self._delivery: Delivery | None = None
         self._lost = 0
         self._is_losing = False
-        # of the end: a closed ring tells no more
-        self._history: Any = None
-        self._final_gaps: list[Gap] = []
-        self._final_statistics: BufferStatistics | None = None
+        self._history: AudioView | None = None  # keeps the closed ring's memory
 
     def __repr__(self) -> str:
         return f"<CaptureSession {self.state}{'' if self._source is None else ' of ' + self._source.name}>"
@@ -303,8 +299,6 @@ class CaptureSession:
                 if self._buffer is not None and self._source is not None:
                     if is_free:
                         self._source.close()
-                    self._final_gaps = self._buffer.gaps()
-                    self._final_statistics = self._buffer.statistics()
                     self._history = self._buffer.view(self._buffer.oldest, self._buffer.frames_written)
                     self._buffer.close()
                 self._is_hanging = not is_free
@@ -359,19 +353,6 @@ class CaptureSession:
         """Wait until the first block has arrived; False if the time or the recording was over before."""
         self._ready.wait(timeout)
         return self._buffer is not None and self._buffer.frames_written > 0
-
-    def gaps(self) -> list[Gap]:
-        """Return the ring's ledger, also when the recording is over."""
-        with suppress(BufferClosed):
-            return self.buffer.gaps()
-        return self._final_gaps
-
-    def statistics(self) -> BufferStatistics:
-        """Return the ring's counters, also when the recording is over."""
-        with suppress(BufferClosed):
-            return self.buffer.statistics()
-        assert self._final_statistics is not None
-        return self._final_statistics
 
     # ---- reading ----------------------------------------------------------------------------------------------------
 
@@ -581,7 +562,7 @@ class CaptureSession:
         raise failure
 
     def _notice_losses(self) -> None:
-        lost = self.statistics().frames_lost["dropped"] + self.delivery_lost
+        lost = self.buffer.statistics().frames_lost["dropped"] + self.delivery_lost
         if lost > self._lost and not self._is_losing:
             self._handlers.call("on_buffer_full")
         self._is_losing = lost > self._lost

@@ -424,7 +424,7 @@ class StreamingAudioManager:
         }
         statistics = None
         if session is not None:
-            statistics = session.statistics()
+            statistics = session.buffer.statistics()
             info |= {
                 "sample_rate": session.config.sample_rate,
                 "channels": session.config.channels,
