@@ -24,7 +24,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint lint-ruff lint-types lint-stubs lint-cython build-inplace \
-	test-native test-asan test-tsan test-freethreaded coverage clean distclean
+	test-native test-asan test-tsan test-freethreaded coverage bench bench-quick clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' Makefile
@@ -159,6 +159,29 @@ coverage: install ## line coverage of the Cython and Python code and of the C he
 	    --merge-mode-functions=separate --fail-under-line $(COVERAGE_MIN) . || failed=1; \
 	exit $$failed
 
+# Peers are installed one by one, once, the second way for those whose sdist imports NumPy; one that does not install
+# is missing in the tables, and nothing else. What a run is given: make bench BENCH_ARGS="-k wakeup"
+BENCH_ARGS ?=
+define bench
+$(call install,$(VENV)-bench,release,$(PYTHON),bench$(comma)audio$(comma)monitor)
+@set -eu; pip='$(VENV)-bench/bin/python -m pip install --quiet'; peers=benchmarks/requirements-peers.txt; \
+if [ "$$(cat $(VENV)-bench/peers-id 2>/dev/null)" != "$$(cksum < $$peers)" ]; then \
+    $$pip setuptools; \
+    for peer in $$(grep -v '^#' $$peers); do \
+        { $$pip "$$peer" || $$pip --no-build-isolation "$$peer"; } > $(VENV)-bench/peer.log 2>&1 \
+            || { echo "not installed: $$peer"; tail -n 3 $(VENV)-bench/peer.log; }; \
+    done; \
+    cksum < $$peers > $(VENV)-bench/peers-id; \
+fi
+$(VENV)-bench/bin/python benchmarks/run.py $(1) $(BENCH_ARGS)
+endef
+
+bench: ## every peer and the limits, up to 10 minutes; tables and plots in build/benchmarks
+	$(call bench,)
+
+bench-quick: ## the same in a minute, to look at, not to quote
+	$(call bench,--quick)
+
 clean: ## what builds and runs left behind, except the virtual environments
 	rm -rf build dist src/*.egg-info ext/_*.c ext/_*.html src/pcmring/*.so .coverage
 	rm -rf .pytest_cache .mypy_cache .ruff_cache tests/.hypothesis .hypothesis
@@ -166,4 +189,4 @@ clean: ## what builds and runs left behind, except the virtual environments
 	@test ! -f tests/native/Makefile || $(MAKE) --no-print-directory -C tests/native clean
 
 distclean: clean ## the virtual environments too
-	rm -rf .venv .venv-asan .venv-tsan .venv-3t
+	rm -rf .venv .venv-asan .venv-tsan .venv-3t .venv-bench
