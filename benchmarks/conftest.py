@@ -15,8 +15,10 @@ from setting import machine
 PACKAGES = (
     "pcmring", "numpy", "pytest-benchmark", "psutil", "sounddevice", "numcircbuf", "numpy-ringbuffer", "dvg-ringbuffer",
     "np-rw-buffer", "pa-ringbuffer", "rtmixer", "numpy-array-buffer", "shm-ring-buffer", "membridge", "ringbuf",
-    "pypcmringbuffer", "global-buffer",
+    "pypcmringbuffer",
 )  # fmt: skip
+
+LOAD_BEFORE = os.getloadavg()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -53,7 +55,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         "libc": " ".join(platform.libc_ver()),
         "governor": _first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "transparent_hugepage": _first_line("/sys/kernel/mm/transparent_hugepage/enabled"),
-        "load_before": os.getloadavg(),
+        "load_before": LOAD_BEFORE,
         "versions": versions,
     }
 

@@ -47,8 +47,12 @@ def _lines(title: str, rows: list[Row]) -> Any:
             [max(int(row["case"]), 0.5) for row in own], [row["median"] for row in own], "o-",
             label=name, color=COLOURS[own[0]["kind"]] if is_plain else None,
         )  # fmt: skip
-    unit = rows[0]["unit"]
-    axes.set(xscale="log", yscale="log", title=title, ylabel=f"median, {unit}")
+    unit, medians = rows[0]["unit"], [row["median"] for row in rows]
+    axes.set(xscale="log", title=title, ylabel=f"median, {unit}")
+    if max(medians) > 20 * min(medians):
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
     if unit == "s":
         axes.yaxis.set_major_formatter(EngFormatter("s"))
     axes.legend()

@@ -46,8 +46,9 @@ def table(case: str, rows: list[Row]) -> str:
     unit, is_of_calls = rows[0]["unit"], rows[0]["is_of_calls"]
     limit = next((row for row in rows if row["kind"] in LIMIT_KINDS), None)
     has_rivals = any(row["best_peer"] for row in rows)
-    titles = [f"{case}{'' if unit == 's' else f', {unit}'}", "", "median", "p99" if is_of_calls else "p99 of rounds"]
-    titles += ["p99.9"] * is_of_calls
+    percentiles = ["p90", "p99", "p99.9"] if is_of_calls else ["p99"]
+    titles = [f"{case}{'' if unit == 's' else f', {unit}'}", "", "median"]
+    titles += percentiles if is_of_calls else ["p99 of rounds"]
     if limit:
         base = limit["contender"].partition(":")[0]
         titles += [f"× {base}"] + [f"p99.9 × {base}'s"] * is_of_calls
@@ -55,12 +56,24 @@ def table(case: str, rows: list[Row]) -> str:
     lines = ["| " + " | ".join(titles) + " |", "|---|---|" + "--:|" * (len(titles) - 2)]
     for row in rows:
         name = f"**{row['contender']}**" if row["kind"] == "pcmring" else row["contender"]
-        cells = [name, row["kind"], figure(row["median"], unit), figure(row["p99"], unit)]
-        cells += [figure(row["p99.9"], unit)] * is_of_calls
+        cells = [name, row["kind"], *(figure(row[key], unit) for key in ("median", *percentiles))]
         if limit:
             cells += [times(row["x_limit"])] + [times(row["p99.9"] / limit["p99.9"])] * is_of_calls
         cells += [times(row["x_best_peer"])] * has_rivals
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def scaling(results: Results) -> str:
+    """pcmring's medians in the races whose cases are numbers: what is flat, and what is not."""
+    lines = ["| pcmring | from | to | median at first | at last | grows |", "|---|--:|--:|--:|--:|--:|"]
+    for race, rows in results.groups():
+        own = [row for row in rows if row["contender"] == "pcmring" and row["case"].isdigit()]
+        if len(own) > 2:
+            first, last = (min(own, key=lambda row: int(row["case"])), max(own, key=lambda row: int(row["case"])))
+            cells = [race.replace("_", " "), f"{int(first['case']):,}", f"{int(last['case']):,}"]
+            cells += [figure(row["median"], row["unit"]) for row in (first, last)]
+            lines.append("| " + " | ".join([*cells, times(last["median"] / first["median"])]) + " |")
     return "\n".join(lines)
 
 
@@ -69,6 +82,8 @@ def page(results: Results, images: str | None = None) -> Iterator[str]:
     yield facts(results)
     yield "### Aims"
     yield aims.table(results)
+    yield "### Scaling"
+    yield scaling(results)
     for race, rows in results.groups():
         yield f"### {race.replace('_', ' ')}"
         if images is not None:
