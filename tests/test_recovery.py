@@ -166,6 +166,25 @@ def test_stopping_inside_on_stream_error_works_and_nothing_is_reopened(losing):
     assert (losing.microphone.opened, losing.microphone.active) == (opened, False)
 
 
+def test_cleaning_up_inside_on_stream_error_works(losing):
+    """D25: the audio is given up while the watchdog still runs."""
+    watchdog = []
+
+    def clean_up(error):
+        losing.manager.cleanup()
+        watchdog.append(threading.current_thread())
+
+    losing.manager.on_stream_error = clean_up
+    losing.begin()
+    losing.microphone.plugged.clear()
+    until(lambda: watchdog)
+    watchdog[0].join(DEADLINE_S)  # an exception in it fails the test
+    assert not watchdog[0].is_alive()
+    assert losing.manager.state == "idle"
+    losing.microphone.plugged.set()
+    assert losing.manager.start_recording()
+
+
 def test_stopping_inside_on_stream_recovered_works(losing):
     """D25."""
     stopped = threading.Event()

@@ -56,6 +56,31 @@ def test_a_slow_callback_gets_every_frame_also_those_captured_just_before_the_st
         np.testing.assert_array_equal(np.concatenate(got), ramp(0, 24_000))
 
 
+def test_asking_while_another_thread_starts_and_cleans_up_never_fails(crew):
+    with StreamingAudioManager(tone()) as manager:
+        over = threading.Event()
+
+        def ask():
+            while not over.is_set():
+                manager.get_buffer_info()
+                manager.get_latest_audio(0.1)
+
+        def use():
+            try:
+                for _ in range(30):
+                    assert manager.start_recording()
+                    manager.wait_ready(DEADLINE_S)
+                    manager.cleanup()
+                    manager._audio_callback(np.zeros(160, np.float32))
+                    manager.cleanup()
+            finally:
+                over.set()
+
+        for task in (ask, ask, use):
+            crew.start(task)
+        crew.join(DEADLINE_S)
+
+
 def test_how_a_recording_does_can_be_asked_at_any_time_and_follows_every_block():
     """D29: no report has to be waited for."""
     microphone = Microphone()

@@ -412,7 +412,8 @@ class CaptureSession:
             self._end(state)
             if self._is_hanging:
                 self.source.close()  # it may have been started after the end
-        self._notice_losses()
+        with suppress(BufferClosed):  # the audio was given up meanwhile: by a handler, or while a device hung
+            self._notice_losses()
 
     def _watch_sources(self) -> State:
         """Return how it ended."""

@@ -12,6 +12,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from fractions import Fraction
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
@@ -29,6 +30,7 @@ from pcmring._session import CaptureSession
 from pcmring._sources import number
 from pcmring._tracker import AudioBufferTracker
 from pcmring.devices import AudioDeviceManager
+from pcmring.errors import BufferClosed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -300,7 +302,8 @@ class StreamingAudioManager:
         if session is not None:
             return _latest(session, wanted_s)
         if pushed is not None and pushed.samplerate is not None:
-            return pushed.get_latest(round(wanted_s * pushed.samplerate))
+            with suppress(BufferClosed):  # given up this moment
+                return pushed.get_latest(round(wanted_s * pushed.samplerate))
         return np.empty((0, self.device_manager.config.channels), np.float32)
 
     def reader(
@@ -423,8 +426,11 @@ class StreamingAudioManager:
             "callback_frames_waiting": 0,
         }
         statistics = None
-        if session is not None:
-            statistics = session.buffer.statistics()
+        ring = self._pushed if session is None else session.buffer
+        if ring is not None:
+            with suppress(BufferClosed):  # given up this moment
+                statistics = ring.statistics()
+        if session is not None and statistics is not None:
             info |= {
                 "sample_rate": session.config.sample_rate,
                 "channels": session.config.channels,
@@ -436,8 +442,6 @@ class StreamingAudioManager:
                 "callback_frames_lost": session.delivery_lost,
                 "callback_frames_waiting": session.undelivered,
             }
-        elif self._pushed is not None:
-            statistics = self._pushed.statistics()
         written = 0 if statistics is None else statistics.frames_written
         wanted = self.buffer_size_seconds * (statistics.samplerate or 1) if statistics else 1
         return info | {

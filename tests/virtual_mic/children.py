@@ -708,7 +708,7 @@ def manager_recovers(control: str, how: str, device: str) -> dict[str, Any]:
         Path(control).unlink()
         until(lambda: recovered)
         until(lambda: manager.buffer.frames_written > before + 2000)
-        (gap,) = manager._session.gaps()
+        (gap,) = manager._session.buffer.gaps()
         gap_by_the_stamps_s = manager.buffer.time_of(gap.position) - manager.buffer.time_of(gap.position - 1)
         manager.stop_recording()
         audio = manager.get_latest_audio(30)
@@ -819,7 +819,7 @@ def pulse_recovers(folder: str, how: str) -> dict[str, Any]:
         found: dict[str, Any] = {"away_s": time.monotonic() - gone}
         written = manager.buffer.frames_written
         until(lambda: manager.buffer.frames_written >= written + RATE // 2)
-        gaps = manager._session.gaps()
+        gaps = manager._session.buffer.gaps()
         manager.stop_recording()
         audio = manager.get_latest_audio(30)
         while len(rest := reader.read(RATE, timeout=DEADLINE_S)):
