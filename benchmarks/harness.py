@@ -41,7 +41,7 @@ class Effort:
         return max(least, round(full * self.scale))
 
 
-FULL = Effort("full", rounds=60, round_s=0.002, scale=1.0, long_rounds=10)
+FULL = Effort("full", rounds=100, round_s=0.002, scale=1.0, long_rounds=15)
 QUICK = Effort("quick", rounds=15, round_s=0.0005, scale=0.1, long_rounds=3)
 UNTIMED = Effort("untimed", rounds=1, round_s=0.0, scale=0.001, long_rounds=1)
 
@@ -193,6 +193,7 @@ def race(
                 "p99.9": float(np.percentile(samples, 99.9)),
                 "is_of_calls": is_of_calls,
                 "x_limit": _ratio(samples, found_ones[limit], not is_of_calls) if limit else None,
+                "limit": limit,
                 "best_peer": best,
                 "x_best_peer": _ratio(samples, found_ones[best], not is_of_calls) if best else None,
             }

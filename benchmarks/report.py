@@ -15,7 +15,6 @@ from pathlib import Path
 import aims
 import plots
 from harness import FULL
-from peers import LIMIT_KINDS
 from results import Results, Row, by_case, figure, times
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
@@ -37,6 +36,8 @@ def facts(results: Results) -> str:
         f"- {machine['python_implementation']} {machine['python_version']}, {machine['python_compiler']}; {versions}",
         f"- not installed, so not measured: {missing or 'none'}",
     ]
+    if machine["load_before"][0] > 0.5:
+        lines.append("- **the machine was shared: other work ran at the same time**")
     if efforts != {FULL.name}:
         lines.append("- **measured briefly: to look at, not to quote**")
     return "\n".join(lines)
@@ -44,7 +45,7 @@ def facts(results: Results) -> str:
 
 def table(case: str, rows: list[Row]) -> str:
     unit, is_of_calls = rows[0]["unit"], rows[0]["is_of_calls"]
-    limit = next((row for row in rows if row["kind"] in LIMIT_KINDS), None)
+    limit = next((row for row in rows if row["contender"] == row["limit"]), None)
     has_rivals = any(row["best_peer"] for row in rows)
     percentiles = ["p90", "p99", "p99.9"] if is_of_calls else ["p99"]
     titles = [f"{case}{'' if unit == 's' else f', {unit}'}", "", "median"]
