@@ -56,10 +56,10 @@ class Home:
         return self.run(*words, command=[*PYTHON, "-c", program])
 
     @contextmanager
-    def started(self, *words: object) -> Iterator[subprocess.Popen[str]]:
+    def started(self, *words: object, command: list[str] = COMMAND) -> Iterator[subprocess.Popen[str]]:
         """The command while it runs; killed if it still does at the end."""
         process = subprocess.Popen(
-            [*COMMAND, *map(str, words)],
+            [*command, *map(str, words)],
             env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

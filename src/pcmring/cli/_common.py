@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -55,9 +56,11 @@ class _Console(Console):
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """Return a console that has colours and a terminal's width only where there is one."""
-    is_terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    return _Console(stderr=stderr, width=None if is_terminal else PIPE_WIDTH, highlight=False, markup=False)
+    """Return a console that has colours and a terminal's width only where there is one, and prints in any encoding."""
+    file = sys.stderr if stderr else sys.stdout
+    if isinstance(file, TextIOWrapper):
+        file.reconfigure(errors="backslashreplace")
+    return _Console(stderr=stderr, width=None if file.isatty() else PIPE_WIDTH, highlight=False, markup=False)
 
 
 def fail(message: str) -> NoReturn:
@@ -82,16 +85,16 @@ def usage_errors(option: str) -> Iterator[None]:
 
 
 @contextmanager
-def interruption(*, is_impatient: bool = False) -> Iterator[threading.Event]:
+def interruption(again: threading.Event | None = None) -> Iterator[threading.Event]:
     """An event that Ctrl-C, SIGTERM and a closed terminal set, instead of ending the process.
 
-    With `is_impatient` the second of them raises KeyboardInterrupt.
+    The second of them sets `again`.
     """
     interrupted = threading.Event()
 
     def note(*_: object) -> None:
-        if is_impatient and interrupted.is_set():
-            raise KeyboardInterrupt
+        if again is not None and interrupted.is_set():
+            again.set()
         interrupted.set()
 
     numbers = [signal.SIGINT, signal.SIGTERM]

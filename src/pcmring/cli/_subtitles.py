@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from html import escape
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING
@@ -40,8 +41,7 @@ def as_json(caption: Caption) -> str:
             "frames_lost_before": caption.lost,
             "gaps": [gap._asdict() for gap in caption.gaps],
             "error": None if caption.error is None else str(caption.error),
-        },
-        ensure_ascii=False,
+        }
     )
 
 
@@ -60,15 +60,12 @@ class Subtitles:
     """
 
     def __init__(self, srt: Path | None = None, vtt: Path | None = None) -> None:
-        self._srt: IO[str] | None = None
-        self._vtt: IO[str] | None = None
         self._count = 0
         with ExitStack() as stack:
-            if srt is not None:
-                self._srt = stack.enter_context(srt.open("x", encoding="utf-8"))
-            if vtt is not None:
-                self._vtt = stack.enter_context(vtt.open("x", encoding="utf-8"))
-                self._vtt.write("WEBVTT\n\n")
+            self._srt, self._vtt = (
+                None if path is None else stack.enter_context(path.open("x", encoding="utf-8")) for path in (srt, vtt)
+            )
+            _append(self._vtt, "WEBVTT\n\n")
             self._files = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -77,18 +74,29 @@ class Subtitles:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None, /
     ) -> None:
-        self._files.close()
+        with suppress(OSError):  # all was flushed, or it was said why not
+            self._files.close()
 
     def add(self, caption: Caption) -> None:
-        """Append a final caption that has words in it."""
+        """Append a final caption that has words in it.
+
+        Raises
+        ------
+        OSError
+            With the file's name.
+        """
         if not caption.is_final or not caption.text:
             return
         self._count += 1
         start, stop = caption.start, caption.speech_stop
-        if self._srt is not None:
-            cue = f"{self._count}\n{timecode(start, ',')} --> {timecode(stop, ',')}\n{caption.text}\n\n"
-            self._srt.write(cue)
-            self._srt.flush()
-        if self._vtt is not None:
-            self._vtt.write(f"{timecode(start)} --> {timecode(stop)}\n{caption.text}\n\n")
-            self._vtt.flush()
+        _append(self._srt, f"{self._count}\n{timecode(start, ',')} --> {timecode(stop, ',')}\n{caption.text}\n\n")
+        _append(self._vtt, f"{timecode(start)} --> {timecode(stop)}\n{escape(caption.text, quote=False)}\n\n")
+
+
+def _append(file: IO[str] | None, text: str) -> None:
+    if file is not None:
+        try:
+            file.write(text)
+            file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, file.name) from error

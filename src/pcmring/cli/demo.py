@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -24,7 +24,7 @@ from pcmring.cli._common import DEVICE, EXIT_INTERRUPTED, fail, interruption, ma
 from pcmring.cli._engine import MODEL, TimedTranscriber, load_engine, model_errors
 from pcmring.cli._screen import CaptionScreen
 from pcmring.cli._subtitles import RATE
-from pcmring.cli.listen import stopped_by
+from pcmring.cli.listen import SECONDS, stopped_by
 from pcmring.pipeline import Caption, Captioner, ModelError, Transcriber
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def demo(
     hostile: Annotated[
         bool, typer.Option("--hostile", help="Another thread holds the GIL for half a second at a time.")
     ] = False,
-    seconds: Annotated[float | None, typer.Option(metavar="N", min=0.1, help="End after so long.")] = None,
+    seconds: Annotated[float | None, SECONDS] = None,
 ) -> None:
     """Transcribe recorded speech at the pace at which it was spoken, and account for every frame and word.
 
@@ -61,17 +61,19 @@ def demo(
     Exit codes: 0 all was accounted for, 1 failed, 2 wrong usage, 130 interrupted.
     """  # noqa: D301 - click's mark for a paragraph that is not wrapped
     console = make_console()
-    console.print(f"loading {model} …")
-    engine, monitor = _engine(model, console)
+    in_a_hurry = threading.Event()
     with tempfile.TemporaryDirectory(prefix="pcmring-demo-") as folder:
         spoken = "" if device is not None else _speech(Path(folder) / "speech.wav")
         devices = make_device_manager(device or str(Path(folder) / "speech.wav"))
         devices.config.sample_rate, devices.config.channels = RATE, 1
-        with StreamingAudioManager(devices, monitor) as manager, interruption(is_impatient=True) as interrupted:
+        console.print(f"loading {model} …")
+        engine, monitor = _engine(model, console)
+        with StreamingAudioManager(devices, monitor) as manager, interruption(in_a_hurry) as interrupted:
             run = _Run(manager, TimedTranscriber(engine), console)
             with _held_gil() if hostile else nullcontext():
-                run.listen(interrupted, seconds)
-            is_whole = run.report(spoken, hostile)
+                run.listen(interrupted, seconds, in_a_hurry)
+            # the words of what was not played to its end are not known
+            is_whole = run.report(spoken if manager.state == "finished" else "", hostile)
             if interrupted.is_set():
                 raise typer.Exit(EXIT_INTERRUPTED)
             if not is_whole:
@@ -146,15 +148,14 @@ class _Run:
         self._finals: list[_Taken] = []
         self._drafts: list[_Taken] = []
 
-    def listen(self, interrupted: threading.Event, seconds: float | None) -> None:
+    def listen(self, interrupted: threading.Event, seconds: float | None, in_a_hurry: threading.Event) -> None:
         if not self._manager.start_recording():
             fail(f"recording cannot start: {self._manager.last_error}; 'pcmring doctor' looks for the cause")
         self._captioner = Captioner(self._manager.reader(0), self._transcriber)
         with (
             self._captioner,
-            stopped_by(self._manager, interrupted, seconds),
+            stopped_by(interrupted, seconds, in_a_hurry, self._manager, self._captioner),
             CaptionScreen(self._console, self._manager, self._captioner) as screen,
-            suppress(KeyboardInterrupt),
         ):
             for caption in self._captioner:
                 taken = _Taken(caption, time.monotonic())
