@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from harness import Calls, Effort, Round, each_call, race
 from peers import Audio, Contender, able
-from peers.limits import CMethod
+from peers.limits import CMethod, compiled
 from peers.ours import Ring
 
 import pcmring
@@ -241,6 +241,33 @@ def bench_write_tail(contender: type[Contender], case: str, effort: Effort) -> R
         return each_call(fresh.write, block, effort.count(calls, 10))
 
     return round_
+
+
+class EmptyMethod:
+    name, kind = "limit: an empty C method", "limit"
+
+    def __init__(self) -> None:
+        self.call = compiled().nothing
+
+
+class EmptyFunction:
+    name, kind = "floor: an empty Python function", "floor"
+
+    def __init__(self) -> None:
+        self.call = lambda block: None
+
+
+class WriteNothing:
+    name, kind = "pcmring, write of no frames", "pcmring"
+
+    def __init__(self) -> None:
+        self.call = pcmring.AudioBuffer(LONG).write
+
+
+@race([EmptyMethod, EmptyFunction, WriteNothing], ["one argument"])
+def bench_empty_call(contender: type[EmptyMethod | EmptyFunction | WriteNothing], case: str, effort: Effort) -> Round:
+    """What a call costs that moves nothing; some 7 ns of each figure here are the loop's."""
+    return Calls(contender().call, (np.empty(0, np.float32),), effort)
 
 
 @race([CMethod, Ring], [1_600, 16_000, 160_000, 480_000, 4_800_000, 19_200_000])

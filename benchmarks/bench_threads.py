@@ -79,7 +79,7 @@ def transfer(put: Callable[[Audio], object], getters: list[Callable[[Audio], obj
 @race(able("stream"), ["10 ms blocks"], is_long=True, goal="at least 1.5 x as fast as queue.SimpleQueue, and bounded")
 def bench_two_threads(contender: type[Contender], case: str, effort: Effort) -> Round:
     """As many blocks as go from one thread to another, in order, none lost: seconds a block. Who cannot wait yields
-    and looks again. Reported with it: rings hold 4 s, queue.SimpleQueue and queue.Queue as much as there is memory.
+    and looks again. Rings hold 4 s and make their writer wait; the standard library's queues take all there is.
     """
     blocks = effort.count(20_000, 50)
 

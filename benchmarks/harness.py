@@ -81,7 +81,8 @@ def each_call(call: Callable[[Any], object], argument: object, number: int) -> l
         edges[at] = clock()
         call(argument)
         edges[at + 1] = clock()
-    return ((np.array(edges[1::2]) - edges[::2]) * 1e-9).tolist()
+    seconds: list[float] = ((np.array(edges[1::2]) - edges[::2]) * 1e-9).tolist()
+    return seconds
 
 
 _edges: deque[float] = deque()

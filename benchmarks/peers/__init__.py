@@ -49,7 +49,7 @@ class Contender:
     def __init__(self, capacity: int, channels: int = 1, block: int = 160) -> None:
         raise NotImplementedError
 
-    def drain(self) -> None:
+    def drain(self) -> object:
         """Forget what was not read."""
 
     def close(self) -> None:

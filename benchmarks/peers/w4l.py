@@ -11,7 +11,7 @@ from peers import Audio, Contender
 
 
 class Ring(Contender):
-    name, kind, does = "W4L", "incumbent", frozenset({"write", "newest", "windows", "construct"})
+    name, kind, does = "W4L", "incumbent", frozenset({"write", "newest", "windows"})
     is_flat = False
 
     def __init__(self, capacity: int, channels: int = 1, block: int = 160) -> None:
