@@ -70,7 +70,7 @@ define tiny_en
 endef
 
 install: ## build the sdist and install it into .venv
-	$(call install,$(VENV),release,$(PYTHON),test$(comma)demo$(comma)dev)
+	$(call install,$(VENV),release,$(PYTHON),test$(comma)demo$(comma)bench$(comma)dev)
 	$(call tiny_en,$(VENV))
 
 demo: ## recorded speech, transcribed live and accounted for (DEMO_ARGS=--hostile)

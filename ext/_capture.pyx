@@ -18,6 +18,7 @@ cdef extern from "pcmring/capture.h" nogil:
         pcmring_ring *ring
         uint32_t format
         uint32_t realtime
+        int64_t missing_since_ns
         pcmring_a64 callbacks
         pcmring_a64 overflows
         pcmring_a64 underflows
@@ -58,6 +59,9 @@ cdef class CaptureCallback:
     realtime : bool, optional
         The first call gives its thread the lowest real-time priority, on Linux and if the system allows that
         (RLIMIT_RTPRIO). For threads that do nothing else than call this.
+    missing_since_ns : int, optional
+        `time.monotonic_ns` of the last frame of the stream that this one goes on with. What is missing until the
+        first block is entered into the ledger as "reopened", by the arrival times.
 
     Raises
     ------
@@ -73,7 +77,8 @@ cdef class CaptureCallback:
     cdef bint is_attached   # it became the producer
     cdef uint32_t detached  # claim of the one who gives the producer's place back
 
-    def __cinit__(self, AudioBuffer buffer not None, dtype=None, *, bint realtime=False):
+    def __cinit__(self, AudioBuffer buffer not None, dtype=None, *, bint realtime=False,
+                  int64_t missing_since_ns=0):
         self.dtype = buffer.dtype if dtype is None else dtype_of(dtype)
         self.capture = <pcmring_capture *>PyMem_RawCalloc(1, sizeof(pcmring_capture))
         if self.capture == NULL:
@@ -81,6 +86,7 @@ cdef class CaptureCallback:
         self.capture.ring = buffer.acquire_producer()
         self.capture.format = format_of(self.dtype)
         self.capture.realtime = realtime
+        self.capture.missing_since_ns = missing_since_ns
         self.buffer = buffer
         self.is_attached = True
 

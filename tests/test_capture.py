@@ -212,6 +212,32 @@ def test_an_overflow_at_the_first_block_is_in_the_ledger():
         assert buffer.gaps() == [Gap(0, 0, "device_overflow", False)]
 
 
+def test_a_stream_that_goes_on_after_an_interruption_has_it_in_the_ledger_before_its_first_block():
+    """At 1 GHz a frame is a nanosecond."""
+    with AudioBuffer(1600, dtype="int32", samplerate=1e9) as buffer:
+        buffer.write(coded(50))
+        ended = time.monotonic_ns()
+        with CaptureCallback(buffer, missing_since_ns=ended) as capture:
+            direct(capture, None, frames=160)  # brings nothing
+            assert buffer.gaps() == []
+            before = time.monotonic_ns()
+            direct(capture, coded(160))
+            after = time.monotonic_ns()
+            direct(capture, coded(160))
+        ((position, frames, cause, exact),) = buffer.gaps()
+        assert (position, cause, exact) == (50, "reopened", False)
+        assert before - ended - 160 <= frames <= after - ended - 160
+
+
+@pytest.mark.parametrize(("samplerate", "since_s"), [(None, 10), (16000, -10), (16000, 0.001)])
+def test_an_interruption_of_no_known_length_is_in_the_ledger_all_the_same(samplerate, since_s):
+    with AudioBuffer(1600, dtype="int32", samplerate=samplerate) as buffer:
+        since_ns = time.monotonic_ns() - round(since_s * 1e9)
+        with CaptureCallback(buffer, missing_since_ns=since_ns) as capture:
+            direct(capture, coded(1600))
+        assert buffer.gaps() == [Gap(0, 0, "reopened", False)]
+
+
 def test_an_overflow_reported_twice_is_counted_once():
     """640 frames are missing before the second block; the call between brought the flag and no frames."""
     with AudioBuffer(1600, dtype="int32", samplerate=16000) as buffer, CaptureCallback(buffer) as capture:

@@ -8,7 +8,14 @@ from pcmring._buffer import AudioBuffer
 
 @disjoint_base
 class CaptureCallback:
-    def __new__(cls, buffer: AudioBuffer, dtype: npt.DTypeLike | None = None, *, realtime: bool = False) -> Self: ...
+    def __new__(
+        cls,
+        buffer: AudioBuffer,
+        dtype: npt.DTypeLike | None = None,
+        *,
+        realtime: bool = False,
+        missing_since_ns: int = 0,
+    ) -> Self: ...
     @property
     def buffer(self) -> AudioBuffer: ...
     @property

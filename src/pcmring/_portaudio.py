@@ -54,6 +54,7 @@ logger = logging.getLogger(__name__)
 #: Reentrant: a forgotten source may be collected, and its stream closed, while this thread lists devices.
 _lock = threading.RLock()
 _is_registered = False
+_was_refreshed = False
 
 #: Streams in which PortAudio hangs, with the captures whose memory they know.
 _abandoned: dict[int, tuple[Any, CaptureCallback]] = {}
@@ -158,12 +159,14 @@ def refresh() -> None:
         One of our sources has a stream, which PortAudio would end (it does end those of others in this process);
         or PortAudio hangs in a device that is gone.
     """
+    global _was_refreshed
     sounddevice = load_sounddevice()
     with _lock:
         if any(isinstance(source, PortAudioSource) for source in list(live)):
             raise RuntimeError("devices cannot be looked for while a stream is open: stop the sources first")
         if _abandoned:  # ending PortAudio would wait for them for ever
             raise RuntimeError("devices cannot be looked for while PortAudio hangs in a device that is gone")
+        _was_refreshed = True
         sounddevice._terminate()
         sounddevice._initialize()
 
@@ -389,6 +392,16 @@ class PortAudioSource(Source):
                 self._device = device
 
     def _find(self) -> AudioDevice:
+        try:
+            return self._look_up()
+        except SourceError:
+            if not _was_refreshed:  # a stream of the program's own would end
+                raise
+        with suppress(RuntimeError):  # a watchdog looked while the device was gone: it may be back
+            refresh()
+        return self._look_up()
+
+    def _look_up(self) -> AudioDevice:
         devices = inputs()
         if self._wanted is None:
             default = next((device for device in devices if device.is_default), None)
@@ -428,7 +441,7 @@ class PortAudioSource(Source):
             return _error(device.name, error)
         return None
 
-    def start(self, buffer: AudioBuffer) -> None:
+    def start(self, buffer: AudioBuffer, *, missing_since_ns: int = 0) -> None:
         if self._pid != os.getpid():
             raise RuntimeError(f"{self.name} belongs to the parent process")
         self.open()
@@ -442,7 +455,7 @@ class PortAudioSource(Source):
                 self._end_stream()
             assert self._device is not None
             start_position = buffer.frames_written
-            capture = CaptureCallback(buffer, self._dtype, realtime=True)
+            capture = CaptureCallback(buffer, self._dtype, realtime=True, missing_since_ns=missing_since_ns)
             ffi = cffi.FFI()
             stream = None
             try:

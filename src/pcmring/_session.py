@@ -56,6 +56,10 @@ logger = logging.getLogger(__name__)
 SILENCE_LIMIT_S = 1.0
 SILENCE_LIMIT_BLOCKS = 10
 
+#: A device that was opened gets longer for its first audio: Bluetooth and sound servers take seconds.
+FIRST_AUDIO_S = 5.0
+FIRST_AUDIO_STEP_S = 0.1
+
 #: Pauses between attempts to reopen: the first comes at once, then each pause doubles. Not tuned; the longest is
 #: what somebody who plugs a microphone in again will wait at most.
 FIRST_PAUSE_S = 0.1
@@ -168,7 +172,7 @@ class CaptureSession:
         self._buffer: AudioBuffer | None = None
         self._past_overflows = 0
         self._started_ns = 0
-        self._start_delay_s = 0.0  # from the call of start to the time of the first frame
+        self._missing_since_ns = 0
         self._delivery: Delivery | None = None
         self._lost = 0
         self._is_losing = False
@@ -418,9 +422,6 @@ class CaptureSession:
     def _watch_sources(self) -> State:
         """Return how it ended."""
         if self._await_block(0):
-            assert self._source is not None
-            brought_s = self.buffer.frames_written / self._source.samplerate
-            self._start_delay_s = max(0.0, (self._source.last_arrival_ns - self._started_ns) * 1e-9 - brought_s)
             self._enter("capturing")
         while True:
             outcome = self._watch_source()
@@ -441,12 +442,14 @@ class CaptureSession:
             self._ready.set()
 
     def _await_block(self, position: int) -> bool:
-        """Wait until the frame at `position` has come; False if it does not in time."""
-        try:
-            with self.buffer.reader(position) as reader:
-                return len(reader.read(1, self.silence_limit_s)) > 0
-        except BufferClosed:
-            return False
+        """Wait until the frame at `position` has come; False if it does not in time, or the source ends before."""
+        deadline = time.monotonic() + FIRST_AUDIO_S
+        with suppress(BufferClosed), self.buffer.reader(position) as reader:
+            while self.source.active and time.monotonic() < deadline:
+                if len(reader.read(1, FIRST_AUDIO_STEP_S)):
+                    return True
+            return reader.available > 0
+        return False
 
     def _sleep(self, seconds: float) -> bool:
         """Sleep, and return False as soon as the end is asked for."""
@@ -484,6 +487,7 @@ class CaptureSession:
     def _recover(self, error: Exception) -> bool:
         """Reopen until audio comes again; False if the end is asked for before."""
         self._enter("recovering")
+        self._missing_since_ns = max(self.source.last_arrival_ns, self._started_ns)
         logger.warning("%s is lost: %s", self.device_name, error)
         self._handlers.call("on_stream_error", error)
         position, is_open = self.buffer.frames_written, False
@@ -514,13 +518,9 @@ class CaptureSession:
                 with suppress(RuntimeError):  # other streams, or a hanging one: known devices must do
                     refresh()
             source = self._open_successor(attempt)
-            now_ns = time.monotonic_ns()
-            missing_since_ns = max(self.source.last_arrival_ns, self._started_ns)
-            missing_s = (now_ns - missing_since_ns) * 1e-9 + self._start_delay_s
-            self.buffer.mark_gap(round(missing_s * source.samplerate), "reopened", exact=False)
-            self._started_ns = now_ns
+            self._started_ns = time.monotonic_ns()
             try:
-                source.start(self.buffer)
+                source.start(self.buffer, missing_since_ns=self._missing_since_ns)
             except BaseException:
                 source.close()
                 raise

@@ -112,8 +112,15 @@ class Source(Protocol):
             There is no such device or file, it cannot be used, or a package is missing. Nothing is held.
         """
 
-    def start(self, buffer: AudioBuffer) -> None:
+    def start(self, buffer: AudioBuffer, *, missing_since_ns: int = 0) -> None:
         """Begin to write into `buffer`, as its producer; opens if need be.
+
+        Parameters
+        ----------
+        buffer : AudioBuffer
+        missing_since_ns : int, optional
+            `time.monotonic_ns` of the last frame before an interruption: what is missing until the first block that
+            now comes is entered into the ledger as "reopened".
 
         Raises
         ------
@@ -226,12 +233,18 @@ class _Run:
     """One start of a paced source. The thread holds this and not the source, so that a forgotten source is seen."""
 
     def __init__(
-        self, name: str, blocks: Iterator[NDArray[Any]], buffer: AudioBuffer, frames_per_second: float
+        self,
+        name: str,
+        blocks: Iterator[NDArray[Any]],
+        buffer: AudioBuffer,
+        frames_per_second: float,
+        missing_since_ns: int = 0,
     ) -> None:
         self.name = name
         self.source_blocks = blocks
         self.buffer = buffer
         self.frames_per_second = frames_per_second
+        self.missing_since_ns = missing_since_ns
         self.stopping = threading.Event()
         self.ended = threading.Event()
         self.finished = False
@@ -261,6 +274,11 @@ class _Run:
             wait_s = (self.begin_ns - time.monotonic_ns()) * 1e-9 + due_frames / self.frames_per_second
             if self.stopping.wait(wait_s) if wait_s > 0 else self.stopping.is_set():
                 return
+            if self.missing_since_ns:
+                missing_s = (time.monotonic_ns() - self.missing_since_ns) * 1e-9
+                missing = round(missing_s * (self.buffer.samplerate or self.frames_per_second)) - len(block)
+                self.buffer.mark_gap(max(0, missing), "reopened", exact=False)
+                self.missing_since_ns = 0
             rest = block
             while len(rest):
                 accepted = self.buffer.write(rest, timeout=BLOCKED_WRITE_S)
@@ -356,7 +374,7 @@ class _PacedSource(Source):
         run = self._run
         return run is None or not self.active or run.ended.wait(timeout)
 
-    def start(self, buffer: AudioBuffer) -> None:
+    def start(self, buffer: AudioBuffer, *, missing_since_ns: int = 0) -> None:
         if self._pid != os.getpid():
             raise RuntimeError(f"{self.name} belongs to the parent process")
         self.open()
@@ -366,7 +384,7 @@ class _PacedSource(Source):
                 raise RuntimeError(f"{self.name} is started already")
             # refused here if somebody else writes, or the buffer is closed
             buffer.write(np.empty((0, self.channels), self.dtype), timeout=0.0)
-            self._run = _Run(self.name, self._blocks(), buffer, self.samplerate * self._speed)
+            self._run = _Run(self.name, self._blocks(), buffer, self.samplerate * self._speed, missing_since_ns)
             self._run.thread.start()
             self._is_started = True
             live.add(self)

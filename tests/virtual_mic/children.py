@@ -865,7 +865,6 @@ def pulse_stops(folder: str, how: str) -> dict[str, Any]:
         until(lambda: not _watchdogs())  # from here on nobody is left to open it
         found["streams"] = server.control("list", "short", "source-outputs")
         found["kept"] = len(audio) > 1000 and not jumps(audio) and len(manager.get_latest_audio(30)) == len(audio)
-        manager.device_manager.get_available_devices(refresh_devices=True)
         found["again"] = manager.start_recording() and manager.wait_ready(DEADLINE_S)
         return found
 

@@ -33,6 +33,7 @@ typedef struct pcmring_capture {
     pcmring_a64 underflows;   /* calls that carried the underflow flag */
     pcmring_a64 empty;        /* calls without frames or without a buffer */
     pcmring_a64 last_call_ns; /* pcmring_now_ns() at the last call: how a watchdog sees a silent device */
+    int64_t missing_since_ns; /* 0, or when the stream ended that this one goes on with: see the first block */
     pcmring_a64 thread_id;    /* the system's, of the thread that was made real-time here; 0: none was */
     /* the callback's own notes about the block before */
     uint64_t last_frames;
@@ -59,6 +60,15 @@ static inline uint64_t pcmring_capture_missing_(pcmring_capture *capture, uint64
         return 0;
     capture->reported += (uint64_t)(missing + 0.5);
     return (uint64_t)(missing + 0.5);
+}
+
+/* The frames between the end of the stream before and this block, by the arrival times. */
+static inline void pcmring_capture_continue_(pcmring_capture *capture, uint64_t frames, int64_t now_ns)
+{
+    const double missing = (double)(now_ns - capture->missing_since_ns) * 1e-9 * capture->ring->control->samplerate -
+                           (double)frames;
+    capture->missing_since_ns = 0;
+    pcmring_add_gap(capture->ring, missing >= 0.5 && missing < 9e15 ? (uint64_t)(missing + 0.5) : 0, PCMRING_REOPENED, 0);
 }
 
 /* PortAudio leaves its thread among all others where the host is ALSA. Put it before them, if the system allows that
@@ -105,7 +115,10 @@ static PCMRING_NOINLINE int pcmring_capture_callback(const void *input, void *ou
     }
     if (input && frames) {
         const pcmring_when when = {adc_s, now_ns};
-        const uint64_t accepted = pcmring_write(ring, input, capture->format, frames, &when, &wake);
+        uint64_t accepted;
+        if (capture->missing_since_ns)
+            pcmring_capture_continue_(capture, frames, now_ns);
+        accepted = pcmring_write(ring, input, capture->format, frames, &when, &wake);
         if (accepted < frames && ring->policy == PCMRING_BLOCK) /* a device cannot wait for space */
             pcmring_add_gap(ring, frames - accepted, PCMRING_DROPPED, 1);
         capture->last_frames = frames;
