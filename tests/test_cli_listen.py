@@ -14,7 +14,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -171,6 +171,23 @@ def test_speech_from_a_microphone_is_heard_until_its_seconds_are_over(sphinx, tm
     assert soundfile.info(str(tmp_path / "a.flac")).frames >= 4 * RATE
 
 
+def test_a_microphone_that_is_lost_is_waited_for(tmp_path):
+    control = tmp_path / "control"
+    mics = virtual_mics()
+    mics.config(tmp_path / "asound.conf", {"mic": {"rate": RATE, "channels": 1, "control": str(control)}})
+    home = Home(tmp_path, ALSA_CONFIG_PATH=str(tmp_path / "asound.conf"))
+    engine = plug("return Transcript('')")
+    with home.started("listen", "--device", "mic", "--save", tmp_path / "a.wav", command=engine) as process:
+        until(lambda: any(file.stat().st_size > 8000 for file in home.recordings.glob("recording-*")))
+        control.write_text("dead")
+        until(lambda: "waiting for it to come back" in process.stderr.readline())
+        control.unlink()
+        until(lambda: "the device is back" in process.stderr.readline())
+        process.send_signal(signal.SIGTERM)
+        assert ended(process)[0] == 130
+    assert soundfile.info(str(tmp_path / "a.wav")).frames > 4000
+
+
 FORMATS = {
     "8 bit": {"subtype": "PCM_U8"},
     "µ-law": {"subtype": "ULAW"},
@@ -302,12 +319,13 @@ def test_an_engine_that_raises_costs_its_words_only_and_is_exit_code_1(home, tmp
 def test_a_disk_that_takes_no_more_subtitles_is_told_with_the_file(home, tmp_path):
     device = speech_file(tmp_path / "speech.wav", pause_s=0)
     done = home.run(
-        *["listen", "--device", device, "--srt", tmp_path / "a.srt"],
-        command=plug("return Transcript('more than there is room for')"),
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40, 40)),
+        *["listen", "--device", device, "--srt", tmp_path / "a.srt", "--save", tmp_path / "a.wav"],
+        command=plug("return Transcript('more than there is room for ' * 10_000)"),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)),
     )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == f"pcmring: File too large: {tmp_path / 'a.srt'}"
+    np.testing.assert_array_equal(soundfile.read(tmp_path / "a.wav")[0], soundfile.read(device)[0])
 
 
 def test_captions_are_shown_in_any_encoding(tmp_path):
@@ -403,10 +421,9 @@ def test_a_missing_engine_says_what_to_install(home):
 
 
 @pytest.fixture
-def terminal() -> Iterator[tuple[int, int]]:
-    controller, terminal = pty.openpty()
-    yield controller, terminal
-    os.close(controller)
+def terminal() -> tuple[int, int]:
+    """Who looks at it, and who shows something; the test closes both."""
+    return pty.openpty()
 
 
 @pytest.mark.parametrize("no_colour", ["", "1"])
@@ -425,12 +442,35 @@ def test_a_terminal_shows_draft_level_and_lag_and_colour_unless_told_not_to(home
         while piece := os.read(controller, 65536):
             shown += piece
     except OSError:  # the other side was closed
-        pass
+        os.close(controller)
     assert process.wait(DEADLINE_S) == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     for what in ("a draft", "0:00:00  the words", "dBFS", "lag ", "lost 0", " MB"):
         assert what in text
     assert bool(re.search(rb"\x1b\[[0-9;]*3[0-9]", shown)) == (not no_colour)
+
+
+def test_a_terminal_that_is_closed_costs_neither_audio_nor_subtitles(home, tmp_path, terminal):
+    if shutil.which("setsid") is None:
+        unavailable("there is no setsid, which gives a process a terminal of its own")
+    controller, side = terminal
+    device = speech_file(tmp_path / "speech.wav", clips=9)
+    words = ["listen", "--device", device, "--save", tmp_path / "a.wav", "--srt", tmp_path / "a.srt"]
+    process = subprocess.Popen(
+        ["setsid", "--ctty", *plug("return Transcript('a draft' if is_draft else 'the words')"), *words],
+        env=home.environment | {"TERM": "xterm"},
+        stdin=side,
+        stdout=side,
+        stderr=side,
+    )
+    os.close(side)
+    shown = b""
+    while b"a draft" not in shown:
+        shown += os.read(controller, 65536)
+    os.close(controller)
+    assert process.wait(DEADLINE_S) == 130
+    assert [text for _, _, text in cues(tmp_path / "a.srt")] == ["the words"]
+    assert soundfile.info(str(tmp_path / "a.wav")).frames > RATE
 
 
 def test_the_help_has_examples(home):

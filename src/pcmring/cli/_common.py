@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -53,6 +54,14 @@ class _Console(Console):
         """Nobody reads any more: nothing is said any more, and the work is done all the same."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())  # for what Python flushes at its end
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError as error:
+            if error.errno != errno.EIO:  # what a terminal that was closed says, in the place of a broken pipe
+                raise
+            self.on_broken_pipe()
 
 
 def make_console(*, stderr: bool = False) -> Console:
