@@ -304,6 +304,13 @@ cdef inline object written_count(AudioBuffer buffer, uint64_t frames):
     return buffer.last_written_int
 
 
+cdef inline object read_count(AudioBuffer buffer, uint64_t frames):
+    if buffer.last_read_count != frames:
+        buffer.last_read_int = frames
+        buffer.last_read_count = frames
+    return buffer.last_read_int
+
+
 cdef class AudioBuffer:
     """A circular buffer of audio frames: one producer, any number of readers, no locks.
 
@@ -894,6 +901,13 @@ cdef class AudioBuffer:
         cdef cnp.ndarray into = check_out(self, out)
         cdef uint64_t frames = <uint64_t>cnp.PyArray_DIM(into, 0)
         cdef uint64_t before, first = 0, got
+        if (deadline_ns == 0 and pcmring_gil_claims(&self.own_busy, &self.pins) and self.generation == generation
+                and frames * self.frame_bytes < GIL_BYTES and self.own.counts_fill):
+            before = self.own.position
+            got = pcmring_read(self.ring, &self.own, cnp.PyArray_DATA(into), frames, PCMRING_NEVER, &first)
+            if first != before:
+                self.own_losses = note_loss(self.own_losses, before, first)
+            return read_count(self, got)
         if self.generation != generation:  # before the claim, as in acquire_producer()
             raise BufferClosed("this buffer belongs to the parent process")
         if not pcmring_claim_take_soon(&self.own_busy):
@@ -909,10 +923,7 @@ cdef class AudioBuffer:
                 got = self.take(&self.own, cnp.PyArray_DATA(into), frames, PCMRING_NEVER, &first)
                 if first != before:
                     self.own_losses = note_loss(self.own_losses, before, first)
-                if self.last_read_count != got:
-                    self.last_read_int = got
-                    self.last_read_count = got
-                return self.last_read_int
+                return read_count(self, got)
             finally:
                 self.unpin()
         finally:
@@ -1340,6 +1351,13 @@ cdef AudioView make_view(AudioBuffer buffer, uint64_t first, uint64_t last):
     return view
 
 
+cdef inline object reader_count(Reader reader, uint64_t frames):
+    if reader.last_int is None or reader.last_count != frames:
+        reader.last_int = frames
+        reader.last_count = frames
+    return reader.last_int
+
+
 @cython.no_gc_clear
 cdef class Reader:
     """One consumer's position in an AudioBuffer.
@@ -1558,6 +1576,12 @@ cdef class Reader:
         cdef cnp.ndarray into = check_out(buffer, out)
         cdef uint64_t frames = <uint64_t>cnp.PyArray_DIM(into, 0)
         cdef uint64_t before, first = 0, got
+        if (deadline_ns == 0 and pcmring_gil_claims(&self.busy, &buffer.pins) and buffer.generation == generation
+                and frames * buffer.frame_bytes < GIL_BYTES and not pcmring_is_set32(&self.is_closed)):
+            before = self.state.position
+            got = pcmring_read(buffer.ring, &self.state, cnp.PyArray_DATA(into), frames, PCMRING_NEVER, &first)
+            self.note(before, first, got)
+            return reader_count(self, got)
         self.begin()
         try:
             if deadline_ns:
@@ -1566,10 +1590,7 @@ cdef class Reader:
             got = buffer.take(&self.state, cnp.PyArray_DATA(into), frames, PCMRING_NEVER, &first)
             self.note(before, first, got)
             self.check_ended(frames, got)
-            if self.last_int is None or self.last_count != got:
-                self.last_int = got
-                self.last_count = got
-            return self.last_int
+            return reader_count(self, got)
         finally:
             self.end()
 
