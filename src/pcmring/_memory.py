@@ -10,7 +10,7 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pcmring._late import load
 
@@ -50,6 +50,12 @@ class MachineMemory(NamedTuple):
     left: int  #: bytes not in use
 
 
+@functools.lru_cache(maxsize=1)
+def _process(pid: int) -> Any:
+    """By its id: the child of a fork is another one."""
+    return load("psutil").Process(pid)
+
+
 def rss_bytes() -> int:
     """Return the resident set size of this process.
 
@@ -62,7 +68,7 @@ def rss_bytes() -> int:
     """
     psutil = load("psutil")
     try:
-        return int(psutil.Process().memory_info().rss)
+        return int(_process(os.getpid()).memory_info().rss)
     except (psutil.Error, OSError) as failure:
         raise MemoryUnreadable(f"the memory of process {os.getpid()} cannot be read: {failure!r}") from failure
 
