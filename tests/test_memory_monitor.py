@@ -22,7 +22,7 @@ import pytest
 
 import pcmring
 from pcmring import _memory, _monitor
-from pcmring._memory import MB, CgroupMemory, cgroup_memory, machine_memory
+from pcmring._memory import MB, CgroupMemory, _process, cgroup_memory, machine_memory
 from pcmring.memory_manager import (
     BUFFER_CLEANUP_INTERVAL_SECONDS,
     DEFAULT_BUFFER_MEMORY_LIMIT_MB,
@@ -188,6 +188,7 @@ def test_d24_a_failing_reading_is_an_error_and_never_not_high(monkeypatch: pytes
     monitor = MemoryMonitor()
     monitor.get_memory_usage()
     monkeypatch.setattr(psutil, "PROCFS_PATH", "/nonexistent")
+    _process.cache_clear()
     with pytest.raises(MemoryUnreadable, match="cannot be read"):
         monitor.get_memory_usage()
     with pytest.raises(OSError):
