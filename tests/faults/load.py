@@ -19,7 +19,7 @@ BLOCK = 160
 LIMIT_S = 600.0
 
 
-def _read_all(account: ReaderAccount, most: int, pause_s: float = 0.0) -> None:
+def read_all(account: ReaderAccount, most: int, pause_s: float = 0.0) -> None:
     """To the end of the buffer."""
     with suppress(BufferClosed):
         while True:
@@ -36,7 +36,7 @@ def _captures(attempt: Try, buffers: int) -> None:
         rings = [stack.enter_context(AudioBuffer(2 * RATE, dtype="int32", samplerate=RATE)) for _ in range(buffers)]
         accounts = [ReaderAccount(ring.reader()) for ring in rings]
         for account in accounts:
-            crew.start(_read_all, account, BLOCK * attempt.random.randint(1, 50))
+            crew.start(read_all, account, BLOCK * attempt.random.randint(1, 50))
         captures = [stack.enter_context(CaptureCallback(ring)) for ring in rings]
         streams = [stack.enter_context(foreign.start(capture, audio, BLOCK, BLOCK / RATE)) for capture in captures]
         for stream, capture, ring in zip(streams, captures, rings, strict=True):
@@ -120,8 +120,8 @@ def one_writer_and_32_readers(attempt: Try) -> None:
     for number in range(32):
         kind = kinds[number % 5]
         # under "block" one that does not read stops everything, as it should
-        may_guard = policy == "drop" and kind != "never reads" or policy == "block" and kind in ("greedy", "sips")
-        account = ReaderAccount(buffer.reader(guard=may_guard and own.random() < 0.5))
+        may_guard = kind in ("greedy", "sips") or (policy == "drop" and kind != "never reads")
+        account = ReaderAccount(buffer.reader(guard=policy != "overwrite" and may_guard and own.random() < 0.5))
         accounts.append(account)
         if kind != "never reads":
             crew.start(_misbehave, account, kind, random.Random(own.random()), capacity)
@@ -164,7 +164,7 @@ def unpaced_from_end_to_end(attempt: Try) -> None:
         keep.append(buffer.latest_view(1))
         buffer.close()
 
-    crew.start(_read_all, account, block)
+    crew.start(read_all, account, block)
     crew.start(write)
     crew.join(3 * LIMIT_S)
     settle(buffer, total, [account], attempt.counts)
