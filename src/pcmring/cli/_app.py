@@ -6,6 +6,7 @@ import typer
 
 from pcmring._late import MissingPackage
 from pcmring.cli._common import fail, reason_of
+from pcmring.cli.bench import bench
 from pcmring.cli.demo import demo
 from pcmring.cli.devices import devices
 from pcmring.cli.doctor import doctor
@@ -24,7 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted with the audio saved.",
 )
-for command in (demo, devices, listen, record, doctor, recover):
+for command in (demo, devices, listen, record, doctor, recover, bench):
     app.command()(command)
 
 
