@@ -56,6 +56,10 @@ def plug(what: str) -> list[str]:
     return [*PYTHON, "-c", PLUG.format(what=what)]
 
 
+#: Quick, and it hears the same in everything.
+WORDS = plug("return Transcript('a draft' if is_draft else 'the words')")
+
+
 @pytest.fixture
 def sphinx() -> list[str]:
     need("pocketsphinx")
@@ -81,10 +85,10 @@ def next_caption(process: subprocess.Popen[str]) -> dict:
     return json.loads(line)
 
 
-def speech_file(path: Path, *, clips: int = 1, pause_s: float = 1.0, **options: object) -> Path:
-    """The short clip, so many times, with a pause after each."""
-    samples = np.concatenate([clip(SHORT), np.zeros(round(pause_s * RATE), np.float32)] * clips)
-    soundfile.write(path, samples, RATE, **options)
+def speech_file(path: Path, *, clips: int = 1, seconds: float = 3.3) -> Path:
+    """The short clip, or so much of it, so many times, with a pause after each."""
+    samples = np.append(clip(SHORT)[: round(seconds * RATE)], np.zeros(round(0.8 * RATE)))
+    soundfile.write(path, np.tile(samples, clips), RATE)
     return path
 
 
@@ -164,7 +168,7 @@ def test_speech_from_a_microphone_is_heard_until_its_seconds_are_over(sphinx, tm
         tmp_path / "asound.conf", {"mic": {"rate": RATE, "channels": 1, "infile": str(tmp_path / "speech.raw")}}
     )
     home = Home(tmp_path, ALSA_CONFIG_PATH=str(tmp_path / "asound.conf"))
-    done = home.run("listen", "--device", "mic", "--seconds", 5, "--save", tmp_path / "a.flac", *sphinx)
+    done = home.run("listen", "--device", "mic", "--seconds", 4.5, "--save", tmp_path / "a.flac", *sphinx)
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
     assert word_error_rate(TEXTS[SHORT], line) < 0.5
@@ -198,43 +202,42 @@ FORMATS = {
 
 
 @pytest.fixture(scope="module")
-def heard_formats(tmp_path_factory) -> dict[str, tuple[int, str, str]]:
-    """How it ended with the same words in each format; all at once, since each takes its time."""
-    need("pocketsphinx")
+def heard_formats(tmp_path_factory) -> dict[str, tuple[int, str, np.ndarray]]:
+    """How it ended, what was shown and what was saved of the same speech in each format; all at the same time."""
     folder = tmp_path_factory.mktemp("formats")
     home = Home(folder)
-    samples = clip(SHORT)
     with ExitStack() as stack:
         processes = {}
         for name, options in FORMATS.items():
             path = folder / f"{name}.wav"
+            samples, rate = clip(SHORT), RATE
             if "channels" in name:
-                soundfile.write(path, np.repeat(np.repeat(samples[:, None], 6, axis=1), 3, axis=0), 48000, **options)
-            else:
-                soundfile.write(path, samples, RATE, **options)
+                samples, rate = np.repeat(samples, 3)[:, None] * np.ones(6), 3 * RATE
+            soundfile.write(path, samples, rate, **options)
             if name == "truncated":
                 os.truncate(path, path.stat().st_size * 3 // 4 + 1)
-            words = ["listen", "--device", path, "--model", "pocketsphinx"]
-            processes[name] = stack.enter_context(home.started(*words))
-        return {name: ended(process) for name, process in processes.items()}
+            command = ["listen", "--device", path, "--save", folder / f"{name}.flac"]
+            processes[name] = stack.enter_context(home.started(*command, command=WORDS))
+        found = {name: ended(process) for name, process in processes.items()}
+    return {name: (code, out, soundfile.read(folder / f"{name}.flac")[0]) for name, (code, out, _) in found.items()}
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_kind_of_sound_file_is_heard(heard_formats, name):
-    code, out, _ = heard_formats[name]
-    assert code == 0
-    text = out.partition("  ")[2]
-    assert text.startswith("he might even have been made")
-    assert ("himself" in text or "itself" in text) == (name != "truncated")
+    code, out, saved = heard_formats[name]
+    assert (code, out) == (0, "0:00:00  the words\n")
+    whole = clip(SHORT)
+    assert len(saved) == pytest.approx(len(whole) * (0.75 if name == "truncated" else 1), abs=50)
+    assert np.corrcoef(saved, whole[: len(saved)])[0, 1] > 0.98
 
 
 # ---- ended before its end -------------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_ends_it_with_the_audio_saved_and_the_last_words_in_the_subtitles(home, sphinx, tmp_path):
+def test_ctrl_c_ends_it_with_the_audio_saved_and_the_last_words_in_the_subtitles(home, tmp_path):
     device = speech_file(tmp_path / "speech.wav", clips=9)
-    files = ["--save", tmp_path / "a.wav", "--srt", tmp_path / "a.srt"]
-    with home.started("listen", "--device", device, "--json", *files, *sphinx) as process:
+    words = ["listen", "--device", device, "--json", "--save", tmp_path / "a.wav", "--srt", tmp_path / "a.srt"]
+    with home.started(*words, command=WORDS) as process:
         captions = [next_caption(process)]
         while not captions[-1]["is_final"]:
             captions.append(next_caption(process))
@@ -244,12 +247,11 @@ def test_ctrl_c_ends_it_with_the_audio_saved_and_the_last_words_in_the_subtitles
         code, out, _ = ended(process)
     assert code == 130
     captions += map(json.loads, out.splitlines())
-    finals = [caption["text"] for caption in captions if caption["is_final"]]
-    assert len(finals) == 2
-    assert finals[1].startswith("he "), "what was being said is captioned"
-    assert [text for _, _, text in cues(tmp_path / "a.srt")] == finals
+    first, last = [caption for caption in captions if caption["is_final"]]
+    assert first["stop_s"] <= last["start_s"] < last["stop_s"], "what was being said is captioned"
+    assert [text for _, _, text in cues(tmp_path / "a.srt")] == ["the words", "the words"]
     saved, spoken = soundfile.read(tmp_path / "a.wav")[0], soundfile.read(device)[0]
-    assert 5 * RATE < len(saved) < len(spoken)
+    assert last["stop_s"] * RATE == pytest.approx(len(saved), abs=1)
     np.testing.assert_array_equal(saved, spoken[: len(saved)])
 
 
@@ -266,14 +268,14 @@ def test_a_second_ctrl_c_does_not_wait_for_an_engine_that_hangs(home, tmp_path):
     assert soundfile.info(str(tmp_path / "a.wav")).frames > RATE
 
 
-def test_after_kill_9_the_subtitles_have_what_was_final_and_the_audio_is_recovered(home, sphinx, tmp_path):
+def test_after_kill_9_the_subtitles_have_what_was_final_and_the_audio_is_recovered(home, tmp_path):
     device = speech_file(tmp_path / "speech.wav", clips=9)
     files = ["--save", tmp_path / "a.wav", "--srt", tmp_path / "a.srt", "--vtt", tmp_path / "a.vtt"]
-    with home.started("listen", "--device", device, *files, *sphinx) as process:
+    with home.started("listen", "--device", device, *files, command=WORDS) as process:
         text = process.stdout.readline().rstrip().partition("  ")[2]
         process.kill()
         process.wait(DEADLINE_S)
-    assert text.startswith("he might")
+    assert text == "the words"
     assert [cue[2] for cue in cues(tmp_path / "a.srt")] == [text]
     assert (tmp_path / "a.vtt").read_text().endswith(f"\n{text}\n\n")
     assert not (tmp_path / "a.wav").exists()
@@ -285,14 +287,14 @@ def test_after_kill_9_the_subtitles_have_what_was_final_and_the_audio_is_recover
 
 
 def test_a_pipe_that_is_closed_ends_it_where_nothing_is_kept(home, tmp_path):
-    device = speech_file(tmp_path / "speech.wav", clips=30)
+    device = speech_file(tmp_path / "speech.wav", clips=90, seconds=1)
     with home.started("listen", "--device", device, command=plug("return Transcript('word')")) as process:
         process.stdout.close()
         assert (process.wait(DEADLINE_S), process.stderr.readlines()[-1]) == (0, "called\n")
 
 
 def test_a_pipe_that_is_closed_costs_no_subtitles(home, tmp_path):
-    device = speech_file(tmp_path / "speech.wav", clips=2, pause_s=0.7)
+    device = speech_file(tmp_path / "speech.wav", clips=2, seconds=1)
     words = ["listen", "--device", device, "--srt", tmp_path / "a.srt"]
     with home.started(*words, command=plug("return Transcript('word')")) as process:
         process.stdout.close()
@@ -304,20 +306,20 @@ def test_a_pipe_that_is_closed_costs_no_subtitles(home, tmp_path):
 
 
 def test_an_engine_that_raises_costs_its_words_only_and_is_exit_code_1(home, tmp_path):
-    device = speech_file(tmp_path / "speech.wav", pause_s=0)
+    device = speech_file(tmp_path / "speech.wav", seconds=1.3)
     files = ["--save", tmp_path / "a.wav", "--srt", tmp_path / "a.srt"]
     done = home.run("listen", "--device", device, *files, command=plug("raise RuntimeError('boom')"))
     assert done.returncode == 1
     assert done.stdout == "0:00:00  [boom]\n"
     last = done.stderr.splitlines()[-1]
-    assert "tiny.en failed on 3.3 s of speech" in last
+    assert re.search(r"tiny\.en failed on [12]\.\d s of speech", last)
     assert "boom; try another --model" in last
     np.testing.assert_array_equal(soundfile.read(tmp_path / "a.wav")[0], soundfile.read(device)[0])
     assert cues(tmp_path / "a.srt") == []
 
 
 def test_a_disk_that_takes_no_more_subtitles_is_told_with_the_file(home, tmp_path):
-    device = speech_file(tmp_path / "speech.wav", pause_s=0)
+    device = speech_file(tmp_path / "speech.wav", seconds=1.3)
     done = home.run(
         *["listen", "--device", device, "--srt", tmp_path / "a.srt", "--save", tmp_path / "a.wav"],
         command=plug("return Transcript('more than there is room for ' * 10_000)"),
@@ -325,12 +327,14 @@ def test_a_disk_that_takes_no_more_subtitles_is_told_with_the_file(home, tmp_pat
     )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == f"pcmring: File too large: {tmp_path / 'a.srt'}"
-    np.testing.assert_array_equal(soundfile.read(tmp_path / "a.wav")[0], soundfile.read(device)[0])
+    saved = soundfile.read(tmp_path / "a.wav")[0]
+    assert len(saved) > RATE
+    np.testing.assert_array_equal(saved, soundfile.read(device)[0][: len(saved)])
 
 
 def test_captions_are_shown_in_any_encoding(tmp_path):
     home = Home(tmp_path, PYTHONIOENCODING="ascii")
-    device = speech_file(tmp_path / "speech.wav", pause_s=0)
+    device = speech_file(tmp_path / "speech.wav", seconds=1.3)
     engine = plug("return Transcript('gr\\u00fc\\u00df <b> & 語')")
     done = home.run("listen", "--device", device, "--vtt", tmp_path / "a.vtt", command=engine)
     assert done.returncode == 0, done.stderr
@@ -429,9 +433,9 @@ def terminal() -> tuple[int, int]:
 @pytest.mark.parametrize("no_colour", ["", "1"])
 def test_a_terminal_shows_draft_level_and_lag_and_colour_unless_told_not_to(home, tmp_path, terminal, no_colour):
     controller, side = terminal
-    words = ["listen", "--device", speech_file(tmp_path / "a.wav", pause_s=0)]
+    words = ["listen", "--device", speech_file(tmp_path / "a.wav", seconds=1.3)]
     process = subprocess.Popen(
-        [*plug("return Transcript('a draft' if is_draft else 'the words')"), *words],
+        [*WORDS, *words],
         env=home.environment | {"TERM": "xterm-256color", "COLUMNS": "120", "NO_COLOR": no_colour},
         stdout=side,
         stderr=subprocess.DEVNULL,
@@ -457,7 +461,7 @@ def test_a_terminal_that_is_closed_costs_neither_audio_nor_subtitles(home, tmp_p
     device = speech_file(tmp_path / "speech.wav", clips=9)
     words = ["listen", "--device", device, "--save", tmp_path / "a.wav", "--srt", tmp_path / "a.srt"]
     process = subprocess.Popen(
-        ["setsid", "--ctty", *plug("return Transcript('a draft' if is_draft else 'the words')"), *words],
+        ["setsid", "--ctty", *WORDS, *words],
         env=home.environment | {"TERM": "xterm"},
         stdin=side,
         stdout=side,

@@ -91,7 +91,9 @@ class CaptionScreen:
             return
         at = f"{timedelta(seconds=caption.start // RATE)}  "
         if caption.lost:
-            self._console.print(f"{at}[{caption.lost / RATE:.1f} s of speech were lost: the engine is too slow]")
+            self._console.print(
+                f"{at}[{caption.lost / RATE:.1f} s of speech were lost: the engine is too slow, try a smaller --model]"
+            )
         if caption.error is not None:
             self._console.print(f"{at}[{caption.error}]")
         elif caption.text:
