@@ -81,7 +81,8 @@ DEFAULT_FROM_ATTEMPT = 3
 #: whoever opens a stream for 30 s (PulseAudio).
 REOPENING_S = 1.0
 
-#: A watchdog that wakes up so much too late does not judge: the process had been stopped, or the machine slept.
+#: A watchdog that wakes up so much too late does not judge: the process had been stopped, or the machine slept. It
+#: sleeps as long at a time: what it does not notice of a standstill is short beside the silence it waits for.
 OVERSLEPT_S = 0.25
 
 State = Literal["new", "starting", "capturing", "recovering", "finished", "failed", "stopped"]
@@ -473,16 +474,26 @@ class CaptureSession:
                 return SourceError(source.name, f"no audio has come for {silent_s:.1f} s")
             self._notice_losses()
             self._watch_memory()
-            pause_s = self.silence_limit_s - silent_s
-            if isinstance(source, PortAudioSource):  # its `wait` has to poll
-                self._sleep(pause_s)
-            else:
-                source.wait(pause_s)
-            slept_to_ns = time.monotonic_ns()
-            if (slept_to_ns - now_ns) * 1e-9 > pause_s + OVERSLEPT_S and arrival_ns != excused_ns:
-                # the process stood still: audio may only now begin to come. Once: this machine may be always late.
-                awake_ns, excused_ns = slept_to_ns, arrival_ns
+            stood_still = self._pause(source, self.silence_limit_s - silent_s)
+            if stood_still and arrival_ns != excused_ns:
+                # audio may only now begin to come. Once: this machine may be always late.
+                awake_ns, excused_ns = time.monotonic_ns(), arrival_ns
         return "stopped"
+
+    def _pause(self, source: Source, seconds: float) -> bool:
+        """Sleep, until the end at most; return early, and True, if the process stood still meanwhile."""
+        now_s = time.monotonic()
+        end_s = now_s + seconds
+        while now_s < end_s and source.active and not self._is_stopping:
+            step_s = min(OVERSLEPT_S, end_s - now_s)
+            if isinstance(source, PortAudioSource):  # its `wait` has to poll
+                self._sleep(step_s)
+            else:
+                source.wait(step_s)
+            now_s, begin_s = time.monotonic(), now_s
+            if now_s - begin_s > step_s + OVERSLEPT_S:
+                return True
+        return False
 
     def _recover(self, error: Exception) -> bool:
         """Reopen until audio comes again; False if the end is asked for before."""
