@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -75,10 +76,8 @@ def _recurse(hold_s: float, own: random.Random) -> None:
 
     end = time.monotonic() + hold_s
     while time.monotonic() < end:
-        try:
+        with suppress(RecursionError):
             deeper()
-        except RecursionError:
-            pass
 
 
 def _signals(hold_s: float, own: random.Random) -> None:
@@ -97,10 +96,8 @@ def _signals(hold_s: float, own: random.Random) -> None:
         before = signal.signal(signal.SIGALRM, handler)
         signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
         while time.monotonic() < end:
-            try:
+            with suppress(Raised):
                 reader.read(1, timeout=0.05)
-            except Raised:
-                pass
         while True:
             try:
                 signal.setitimer(signal.ITIMER_REAL, 0)
