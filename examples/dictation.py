@@ -20,8 +20,9 @@ def main(model: str, device: str | None = None) -> None:
         manager.on_stream_error = lambda error: print(error, file=sys.stderr)
         if not manager.start_recording():
             sys.exit(1)
+        reader = manager.reader(0)
         threading.Thread(target=lambda: (sys.stdin.readline(), manager.stop_recording()), daemon=True).start()
-        with Captioner(manager.reader(0), whisper, draft_every_s=None) as captions:
+        with Captioner(reader, whisper, draft_every_s=None) as captions:
             for caption in captions:
                 print(caption.text, flush=True)
         info = manager.get_buffer_info()

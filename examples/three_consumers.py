@@ -28,7 +28,8 @@ def main(model: str, out: str, device: str | None = None) -> None:
                     level = "#" * int(40 * np.abs(block.array).max())
                     print(f"{level:40} {block.start / 16000:.1f} s", file=sys.stderr)
             except KeyboardInterrupt:
-                manager.stop_recording()  # the captions then end by themselves
+                pass
+            manager.stop_recording()  # the captions then end by themselves
             printing.join()
         manager.save_as(out)
 
