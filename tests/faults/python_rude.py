@@ -173,7 +173,8 @@ def own_folders(folder: Path) -> None:
 
 def file_runs(path: str | os.PathLike[str]) -> Runs:
     """What is in a sound file of `microphones.ramp`, proven to be in order and nothing twice."""
-    audio, _ = soundfile.read(path, dtype="float32", always_2d=True)
+    with open(path, "rb") as file:  # soundfile takes no name that is not UTF-8
+        audio, _ = soundfile.read(file, dtype="float32", always_2d=True)
     runs = Runs()
     runs.add(0, audio)
     return runs

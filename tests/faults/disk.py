@@ -1,0 +1,400 @@
+"""Disks that are full, fail, stall or vanish; names and links; two programs in one folder; kill -9."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NoReturn
+
+import soundfile
+
+from faults.account import Runs, require
+from faults.campaign import Try, case
+from faults.failing_libc import Failing, preload
+from faults.python_rude import file_runs, is_prefix, own_folders
+from microphones import DEADLINE_S, Devices, Microphone, until
+from native_support import unavailable
+from pcmring import FileBasedAudioManager, ResourceManager
+from pcmring.buffer_manager import RecordingError
+from test_recording import FORMATS, check_what_is_safe, fill
+
+RATE = 16_000
+ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EINTR)
+
+
+@contextmanager
+def _small_disk(folder: Path, options: str) -> Iterator[Path]:
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", options, "pcmring-faults", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        unavailable("this process may not mount a file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def _record_until_it_fails(attempt: Try, folder: Path) -> None:
+    """test_recording's: the error is told once, the file is valid and holds what was before."""
+    format, subtype = attempt.random.choice(FORMATS)
+    try:
+        error, audio = fill(folder, format, subtype)
+    except RecordingError as refused:
+        require(refused.frames == 0 and os.listdir(folder) == [], refused, os.listdir(folder))
+        attempt.counts["refused at the start"] += 1
+        return
+    if (format, error.frames) == ("FLAC", 0):
+        # A length of 0 in a FLAC means "unknown", which libsndfile gives as 2**63 - 1, and it cannot read an empty one.
+        length = soundfile.info(error.path).frames if os.path.getsize(error.path) else 0
+        require(length in (0, 2**63 - 1), error, "has", length)
+    else:
+        check_what_is_safe(error, audio, least_bytes=0)
+    attempt.counts.update(offered=error.frames, missing=0, delivered=error.frames, lost=0)
+    attempt.counts["ended by the disk"] += 1
+
+
+@case(tiny=3, short=24, long=240)
+def a_full_disk_at_each_page(attempt: Try) -> None:
+    with _small_disk(attempt.folder / "disk", f"size={4 * (attempt.number % 24 + 1)}k") as disk:
+        _record_until_it_fails(attempt, disk)
+
+
+@case(tiny=5, short=40, long=4_000)
+def a_file_that_may_not_grow_at_each_byte(attempt: Try) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limit = attempt.random.choice([attempt.number % 100, attempt.random.randint(0, 100_000)])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        _record_until_it_fails(attempt, attempt.folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@case(tiny=5, short=60, long=6_000, environment=preload)
+def an_error_at_each_write(attempt: Try) -> None:
+    """Of every kind, once or from then on."""
+    own, failing = attempt.random, Failing("write")
+    error = ERRORS[attempt.number % len(ERRORS)]
+    if error == errno.EINTR:  # the system's way to say "again"
+        error = errno.ENODEV
+    with failing.at(own.choice([1, 2, 3, own.randint(1, 12)]), error, always=own.random() < 0.5):
+        _record_until_it_fails(attempt, attempt.folder)
+
+
+def _manager(microphone: Microphone | None = None, **settings) -> FileBasedAudioManager:
+    microphone = microphone or Microphone()
+    return FileBasedAudioManager(Devices(lambda: microphone), **{"subtype": "PCM_24", **settings})
+
+
+def _start(manager: FileBasedAudioManager) -> None:
+    require(manager.start_recording(), manager.last_error)
+    require(manager.wait_ready(DEADLINE_S), "no audio")
+
+
+def _check_whole(attempt: Try, manager: FileBasedAudioManager, path: str | None = None) -> None:
+    """The newest recording is in its file, from the first frame to the last."""
+    written = manager.buffer.frames_written
+    runs = file_runs(path or manager.get_audio_file())
+    length = sum(run[2] for run in runs.runs)
+    require(is_prefix(runs) and length == written, runs.runs, "in the file,", written, "captured")
+    attempt.counts.update(offered=written, missing=0, delivered=length, lost=0)
+
+
+@case(tiny=2, short=8, long=800, environment=preload)
+def writes_that_take_half(attempt: Try) -> None:
+    own_folders(attempt.folder)
+    with _manager(format=attempt.random.choice(["WAV", "FLAC"])) as manager:
+        with Failing("write").at(attempt.random.randint(1, 5), 0, always=True):
+            _start(manager)
+            until(lambda: manager.buffer.frames_written > 8000)
+            manager.stop_recording()
+        require(manager.last_error is None, manager.last_error)
+        _check_whole(attempt, manager)
+
+
+@case(short=2, long=50, limit_s=90, environment=preload)
+def a_disk_that_stalls(attempt: Try) -> None:
+    """For up to 10 s: the ring has it meanwhile."""
+    own, failing = attempt.random, Failing("write")
+    stall_s = attempt.by_form(0.3, 2.0, 10.0)
+    own_folders(attempt.folder)
+    with _manager(format=own.choice(["WAV", "FLAC"])) as manager:
+        _start(manager)
+        with failing.at(own.randint(1, 10), 0, stall_s=stall_s):
+            until(lambda: failing.failed)
+        written = manager.buffer.frames_written
+        until(lambda: manager.buffer.frames_written > written + stall_s * RATE / 2)
+        begin = time.monotonic()
+        manager.stop_recording()
+        require(time.monotonic() - begin < 10.0 + 2.0, "a stop waited too long")
+        _check_whole(attempt, manager)
+
+
+@case(short=4, long=100)
+def a_folder_that_vanishes(attempt: Try) -> None:
+    """Deleted, or renamed, while it is recorded into: nothing breaks, and the next start makes a new one."""
+    own_folders(attempt.folder)
+    with _manager() as manager:
+        _start(manager)
+        folder = manager.resource_manager.directory
+        if attempt.number % 2:
+            os.rename(folder, attempt.folder / "renamed")
+        else:
+            shutil.rmtree(folder)
+        written = manager.buffer.frames_written
+        until(lambda: manager.buffer.frames_written > written + 800)
+        manager.stop_recording()
+        if attempt.number % 2:
+            (left,) = (attempt.folder / "renamed").glob("*.wav")
+            _check_whole(attempt, manager, str(left))
+        manager.memory_monitor.cleanup(force=True)
+        _start(manager)
+        manager.stop_recording()
+        _check_whole(attempt, manager)
+
+
+@case(short=2, long=20)
+def a_read_only_file_system(attempt: Try) -> None:
+    """A start fails, told once, and works when it can."""
+    with _small_disk(attempt.folder / "disk", "size=10m,ro") as disk:
+        own_folders(disk)
+        errors: list[Exception] = []
+        with _manager() as manager:
+            manager.on_stream_error = errors.append
+            require(not manager.start_recording() and not manager.is_recording, "it records")
+            (error,) = errors
+            require(isinstance(error, RecordingError) and error.errno == errno.EROFS, repr(error))
+            subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+            _start(manager)
+            manager.stop_recording()
+            _check_whole(attempt, manager)
+
+
+NAMES = (
+    "a b",
+    " leading and trailing ",
+    "new\nline",
+    "tab\tand \\ and \"quotes' and %s {}",
+    "🎤 émoji 録音",
+    "-rf",
+    "x" * 251,
+    os.fsdecode(b"not \xff utf-8"),
+    "$(touch pwned)",
+    "..a",
+)
+
+
+@case(tiny=3, short=len(NAMES), long=len(NAMES))
+def names_of_any_characters(attempt: Try) -> None:
+    """Of the folder, and of what a recording is saved as."""
+    name = NAMES[attempt.number % len(NAMES)]
+    own_folders(attempt.folder / name)
+    with _manager() as manager:
+        _start(manager)
+        manager.stop_recording()
+        saved = manager.save_as(attempt.folder / f"{name}.wav")
+        require(os.listdir(attempt.folder).count(f"{name}.wav") == 1, os.listdir(attempt.folder))
+        _check_whole(attempt, manager, saved)
+        str(manager), repr(manager.get_buffer_info())
+
+
+def _in_a_child(program: Callable[..., object], *arguments: object) -> NoReturn:
+    """Run in a forked child, which ends here."""
+    try:
+        program(*arguments)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+# ---- other people's files ----------------------------------------------------------------------------------------
+
+
+@case(short=3, long=200)
+def links_and_swaps_in_the_folder(attempt: Try) -> None:
+    """Somebody swaps files, links and folders as fast as he can: nothing outside is written to or deleted."""
+    own = attempt.random
+    own_folders(attempt.folder / "mine")
+    victims, precious = attempt.folder / "victims", set[Path]()
+    victims.mkdir(parents=True)
+    shared = attempt.folder / "shared"
+    shared.mkdir()
+    content = b"precious" * 1000
+    is_over, registering = threading.Event(), threading.Lock()
+    swaps = 0
+
+    def attack(own: random.Random) -> None:
+        nonlocal swaps
+        while not is_over.is_set():
+            for path in [*shared.iterdir(), *Path(manager.resource_manager.directory).glob("recording-*")]:
+                with suppress(OSError):
+                    victim = victims / path.name
+                    if victim not in precious:
+                        with victim.open("xb") as file:
+                            file.write(content)
+                        precious.add(victim)
+                    (victims / "link").symlink_to(victim)
+                    os.replace(victims / "link", path)
+                    swaps += 1
+            with suppress(OSError), registering:  # a path leads where it led when it was registered
+                if own.random() < 0.3:
+                    os.rename(shared, attempt.folder / "away")
+                    os.symlink(victims, shared)
+                    time.sleep(0.0005)
+                    os.unlink(shared)
+                    os.rename(attempt.folder / "away", shared)
+
+    with _manager() as manager, ResourceManager() as resources:
+        _start(manager)  # makes the folder
+        manager.stop_recording()
+        attacker = threading.Thread(target=attack, args=(random.Random(own.random()),))
+        attacker.start()
+        try:
+            end = time.monotonic() + attempt.by_form(0.5, 2.0, 20.0)
+            while time.monotonic() < end:
+                path = shared / f"{own.randrange(10**9)}.tmp"
+                with suppress(OSError, ValueError), registering:  # swapped before it was registered
+                    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW)
+                    os.write(fd, b"temporary")
+                    os.close(fd)
+                    resources.add_temp_file(path)
+                if own.random() < 0.5:
+                    resources.cleanup()
+                if own.random() < 0.1 and manager.start_recording():
+                    manager.stop_recording()
+                    with suppress(LookupError):
+                        manager.release_audio_file()
+                    manager.resource_manager.cleanup()
+                    attempt.counts["recordings"] += 1
+                with suppress(OSError):
+                    manager.recover()
+        finally:
+            is_over.set()
+            attacker.join()
+    for victim in precious:
+        require(victim.exists() and victim.read_bytes() == content, victim.name, "was touched")
+    attempt.counts["swaps"] += swaps
+
+
+@case(short=2, long=60, limit_s=120)
+def programs_that_share_a_folder(attempt: Try) -> None:
+    """They record, die and recover at random: no recording is taken from one that lives, lost, or given to two."""
+    own_folders(attempt.folder)
+    children, rounds = 3, attempt.by_form(2, 4, 20)
+    (attempt.folder / "saved").mkdir()
+
+    def program(own: random.Random) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            manager = _manager()
+            for _ in range(rounds):
+                _start(manager)
+                time.sleep(own.random() * 0.05)
+                taken = manager.recover()
+                for path in taken:
+                    manager.save_as(attempt.folder / "saved" / f"recovered-{os.path.basename(path)}", path)
+                path = manager.get_audio_file()
+                require(os.path.exists(path), path, "was taken away")
+                (attempt.folder / f"made-{os.path.basename(path)}").touch()
+                if own.random() < 0.3:
+                    until(lambda: manager.get_buffer_info()["file_frames"] > 0)
+                    os._exit(9)  # no clean-up: it died
+                manager.stop_recording()
+                manager.save_as(attempt.folder / "saved" / os.path.basename(path), path)
+
+    pids = []
+    for name in range(children):
+        pid = os.fork()
+        if pid == 0:
+            _in_a_child(program, random.Random(f"{attempt.random.random()} {name}"))
+        pids.append(pid)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    require(set(codes) <= {0, 9}, "a program ended with", codes)
+    with _manager() as manager:
+        for path in manager.recover():
+            manager.save_as(attempt.folder / "saved" / f"recovered-{os.path.basename(path)}", path)
+    made = {path.name.removeprefix("made-") for path in attempt.folder.glob("made-*")}
+    saved = [path.name.removeprefix("recovered-") for path in (attempt.folder / "saved").iterdir()]
+    require(sorted(saved) == sorted(made), set(made).symmetric_difference(saved))
+    for path in (attempt.folder / "saved").iterdir():
+        require(is_prefix(file_runs(path)), path)
+    attempt.counts["recordings"] += len(made)
+    attempt.counts["programs that died"] += codes.count(9)
+
+
+# ---- kill -9 -----------------------------------------------------------------------------------------------------
+
+
+def _record_until_killed(folder: Path, report: int, own: random.Random) -> None:
+    """Recordings, one after the other, each saved at its end; tells how far each one is."""
+    for number in range(10**6):
+        format = own.choice(["WAV", "FLAC"])
+        with _manager(format=format) as manager:
+            _start(manager)
+            end = time.monotonic() + own.uniform(0.0, 1.5)
+            while time.monotonic() < end:
+                os.write(report, f"{number} {manager.buffer.frames_written}\n".encode())
+                time.sleep(0.002)
+            manager.stop_recording()
+            manager.save_as(folder / f"{number}.{format.lower()}")
+
+
+@case(tiny=2, short=20, long=1000)
+def killed_at_a_random_moment(attempt: Try) -> None:
+    """Every file is valid, and has all but the last second at most; what was saved is whole."""
+    own_folders(attempt.folder)
+    saved = attempt.folder / "saved"
+    saved.mkdir()
+    reader, report = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        _in_a_child(_record_until_killed, saved, report, random.Random(attempt.random.random()))
+    os.close(report)
+    time.sleep(attempt.random.uniform(0.0, attempt.by_form(0.4, 1.0, 3.0)))
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    with open(reader) as lines:
+        reports = [line.split() for line in lines.read().splitlines()]
+    captured: dict[str, int] = {}
+    for number, frames in reports:
+        captured[number] = int(frames)
+    lengths: dict[str, int] = {}
+    for path in saved.iterdir():
+        if path.stat().st_size == 0:
+            attempt.counts["names taken, not yet filled"] += 1
+            continue
+        lengths[path.stem] = _length(path)
+    with _manager() as manager:
+        recovered = manager.recover()
+        require(len(recovered) <= 1, recovered)
+        for path in recovered:
+            length = _length(path)
+            number = reports[-1][0] if reports else "0"
+            lengths[number] = max(length, lengths.get(number, 0))
+            attempt.counts["recovered"] += 1
+            manager.release_audio_file(path)
+    for number, frames in captured.items():
+        have = lengths.get(number, 0)
+        require(frames - have <= RATE, f"of recording {number} {have} frames are left, {frames} were captured")
+        attempt.counts.update(offered=max(frames, have), missing=max(0, frames - have), delivered=have, lost=0)
+    attempt.counts["saved"] += len(lengths)
+
+
+def _length(path: str | Path) -> int:
+    """Frames of a file, which must be a prefix of the ramp."""
+    runs: Runs = file_runs(path)
+    require(is_prefix(runs), path, "has", runs.runs)
+    return sum(run[2] for run in runs.runs)
