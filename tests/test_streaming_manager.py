@@ -340,6 +340,27 @@ def test_stopping_inside_a_callback_works_and_the_rest_is_still_delivered():
         np.testing.assert_array_equal(np.concatenate(got), ramp(0, microphone.counters.frames))
 
 
+def test_a_stop_that_is_interrupted_can_be_done_again():
+    class Interrupted(GeneratorSource):
+        times = 1
+
+        def close(self) -> None:
+            if self.times:
+                self.times -= 1
+                raise KeyboardInterrupt
+            super().close()
+
+    source = Interrupted("tone")
+    with StreamingAudioManager(Devices(lambda: source)) as manager:
+        assert manager.start_recording()
+        assert manager.wait_ready(DEADLINE_S)
+        with pytest.raises(KeyboardInterrupt):
+            manager.stop_recording()
+        manager.stop_recording()
+        assert (manager.state, source.active) == ("stopped", False)
+        assert len(manager.get_latest_audio()) == manager.buffer.frames_written > 0
+
+
 def test_all_may_stop_at_once(crew):
     """D25: several threads and the callback, in the middle of each other."""
     for _ in range(10):

@@ -298,14 +298,15 @@ class CaptureSession:
         with self._end_lock:
             if self._is_over:
                 return
-            self._is_over = True
             is_free = self._source_lock.acquire(timeout=REOPENING_S)
             try:
                 if self._buffer is not None and self._source is not None:
                     if is_free:
                         self._source.close()
-                    self._history = self._buffer.view(self._buffer.oldest, self._buffer.frames_written)
-                    self._buffer.close()
+                    if not self._buffer.closed:
+                        self._history = self._buffer.view(self._buffer.oldest, self._buffer.frames_written)
+                        self._buffer.close()
+                self._is_over = True  # not before: what was interrupted (Ctrl-C) can be done again
                 self._is_hanging = not is_free
                 self.state = state
                 self._ready.set()
@@ -413,6 +414,9 @@ class CaptureSession:
         try:
             with StreamLease():
                 state = self._watch_sources()
+        except Exception as error:  # told by `state` and `error`, and by the thread's end
+            self.error = error
+            raise
         finally:
             self._end(state)
             if self._is_hanging:
