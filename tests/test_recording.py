@@ -355,6 +355,27 @@ def test_a_file_that_may_not_grow_ends_the_recording_once_and_keeps_what_fitted(
     check_what_is_safe(error, audio, least_bytes=35_000)
 
 
+@each_format
+def test_a_thread_that_is_out_of_memory_ends_the_recording_once_and_keeps_what_was_written(tmp_path, format, subtype):
+    class Hungry(ResamplingReader):
+        def read(self, frames: int, timeout: float | None = 0.0) -> np.ndarray:
+            if self.position > 2 * RATE:
+                raise MemoryError
+            return super().read(frames, timeout)
+
+    ends: list[Recording] = []
+    audio = noise(3 * RATE)
+    with ring() as buffer:
+        reader = Hungry(buffer, guard=True)
+        running = Recording(reader, tmp_path / "a", format=format, subtype=subtype, on_end=ends.append)
+        buffer.write(audio)
+        until(lambda: ends)
+        assert running.error is not None
+        assert running.error.reason == "MemoryError()"
+        assert running.frames > 2 * RATE
+        np.testing.assert_array_equal(recorded(tmp_path / "a"), audio[: running.frames])
+
+
 def test_a_disk_without_room_for_a_header_refuses_the_recording(small_disk):
     (small_disk / "b").write_bytes(b"")
     with contextlib.suppress(OSError):

@@ -526,6 +526,21 @@ def test_a_full_ring_under_drop_is_accounted_for():
         assert statistics.frames_lost["dropped"] == 300 * source.counters.blocks - 1000
 
 
+def test_a_source_that_is_out_of_memory_ends_with_an_error():
+    class Hungry(GeneratorSource):
+        def _blocks(self):
+            yield np.zeros((160, 1), np.float32)
+            raise MemoryError
+
+    with Hungry("silence", speed=100) as source, AudioBuffer(1000, samplerate=16000) as buffer:
+        source.start(buffer)
+        assert source.wait(DEADLINE_S)
+        assert source.finished
+        assert isinstance(source.error, SourceError)
+        assert "MemoryError" in str(source.error)
+        assert buffer.frames_written == 160
+
+
 def test_a_closed_buffer_ends_the_source_without_an_error():
     source = GeneratorSource("tone", speed=math.inf)
     buffer = AudioBuffer(1000, policy="block")

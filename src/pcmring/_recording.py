@@ -196,8 +196,8 @@ class Recording:
 
     # ---- the thread -------------------------------------------------------------------------------------------------
 
-    def _failed(self, frames: int, cause: OSError | RuntimeError) -> RecordingError:
-        reason = getattr(cause, "strerror", None) or str(cause)
+    def _failed(self, frames: int, cause: OSError | RuntimeError | MemoryError) -> RecordingError:
+        reason = getattr(cause, "strerror", None) or str(cause) or repr(cause)
         error = RecordingError(self.path, frames, self.samplerate, reason, getattr(cause, "errno", None))
         error.__cause__ = cause
         return error
@@ -221,10 +221,10 @@ class Recording:
                 self._on_end(self)
 
     @staticmethod
-    def _failure_of(step: Callable[[], object]) -> OSError | RuntimeError | None:
+    def _failure_of(step: Callable[[], object]) -> OSError | RuntimeError | MemoryError | None:
         try:
             step()
-        except (OSError, RuntimeError) as error:  # soundfile's are RuntimeErrors
+        except (OSError, RuntimeError, MemoryError) as error:  # soundfile's are RuntimeErrors
             return error
         return None
 

@@ -259,8 +259,8 @@ class _Run:
             self._play()
         except BufferClosed:
             self.finished = True
-        except (OSError, RuntimeError) as error:  # soundfile's are RuntimeErrors; another producer is one too
-            self.error = SourceError(self.name, str(error))
+        except (OSError, RuntimeError, MemoryError) as error:  # soundfile's are RuntimeErrors; another producer is one
+            self.error = SourceError(self.name, str(error) or repr(error))
             self.error.__cause__ = error
             self.finished = True
             logger.warning("%s ended after %d frames: %s", self.name, self.frames, error)
