@@ -907,6 +907,12 @@ def test_what_cannot_be_resampled_is_refused(ring, arguments, message):
         ResamplingReader(buffer, **arguments)
 
 
+@pytest.mark.parametrize("buffer", [None, 5, "ring", np.zeros(5)])
+def test_only_an_audio_buffer_can_be_resampled(buffer):
+    with pytest.raises(TypeError, match="must be an AudioBuffer"):
+        ResamplingReader(buffer)
+
+
 @needs_soxr
 def test_wrong_reads_are_refused():
     with AudioBuffer(100, samplerate=48000) as buffer, ResamplingReader(buffer, 16000) as reader:

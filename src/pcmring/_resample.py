@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, cast
 
 import numpy as np
 
+from pcmring._buffer import AudioBuffer
 from pcmring._late import load
 from pcmring._records import Block, StreamTime
 from pcmring._sources import count, number, positive
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
 
-    from pcmring._buffer import AudioBuffer, Blocks, Reader
+    from pcmring._buffer import Blocks, Reader
 
 __all__ = ["ResampledBlocks", "ResamplingReader"]
 
@@ -109,6 +110,8 @@ class ResamplingReader:
         name: str | None = None,
         quality: str = "HQ",
     ) -> None:
+        if not isinstance(buffer, AudioBuffer):
+            raise TypeError(f"buffer must be an AudioBuffer, got {buffer!r}")
         if buffer.samplerate is None:
             raise ValueError("resampling needs the buffer's rate: AudioBuffer(..., samplerate=48000)")
         self._samplerate = positive(samplerate, "samplerate")
