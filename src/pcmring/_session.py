@@ -16,7 +16,6 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import re
 import threading
 import time
 from contextlib import suppress
@@ -31,9 +30,10 @@ from pcmring._delivery import Delivery, StreamHandlers
 from pcmring._late import MissingPackage, load
 from pcmring._memory import MB, MemoryUnreadable
 from pcmring._monitor import StreamLease
-from pcmring._portaudio import PortAudioSource, inputs, refresh
+from pcmring._portaudio import PortAudioSource, refresh
 from pcmring._resample import ResamplingReader
-from pcmring._sources import FileSource, Source, SourceError, check_format
+from pcmring._sources import FileSource, Source, SourceError
+from pcmring._succession import Succession
 from pcmring.errors import BufferClosed, FramesLost
 from pcmring.memory_manager import DEFAULT_BUFFER_MEMORY_LIMIT_MB
 
@@ -74,9 +74,6 @@ RING_LIMIT_BYTES = DEFAULT_BUFFER_MEMORY_LIMIT_MB * MB
 #: Frames per call of `on_audio_data` where the settings leave the block to the system.
 BLOCK_FRAMES = 512
 
-#: Attempts to reopen the same device before the default one is taken, where that is allowed: 0.3 s.
-DEFAULT_FROM_ATTEMPT = 3
-
 #: A device that is being reopened gets this long before a stop leaves it to the watchdog. A server that hangs keeps
 #: whoever opens a stream for 30 s (PulseAudio).
 REOPENING_S = 1.0
@@ -94,15 +91,6 @@ def _pauses() -> Iterator[float]:
     while True:
         yield pause
         pause = min(2 * pause, LONGEST_PAUSE_S)
-
-
-def _names_of(source: Source) -> list[str]:
-    """What a device may be called when it comes back: ALSA's number in its name changes if the old one is in use."""
-    name = source.name
-    model = re.sub(r"\s*\(hw:\d+,\d+\)$", "", name)
-    if model in ("", name) or not isinstance(source, PortAudioSource):
-        return [name]
-    return [name, model] if sum(device.name.startswith(model) for device in inputs()) == 1 else [name]
 
 
 class CaptureSession:
@@ -159,7 +147,7 @@ class CaptureSession:
         self.state: State = "new"
         self.error: Exception | None = None
         self.device_name = ""
-        self._names: list[str] = []
+        self._succession: Succession | None = None
         self._source_lock = threading.Lock()
         self._end_lock = threading.Lock()
         self._orders: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -211,7 +199,7 @@ class CaptureSession:
                 if source.samplerate != self.config.sample_rate:
                     load("soxr")
                 buffer = self._make_ring(source)
-                self._names = _names_of(source)
+                self._succession = Succession(source, buffer, self.config, self._allow_default_device)
                 self._source, self._buffer = source, buffer
                 self._started_ns = time.monotonic_ns()
                 source.start(buffer)
@@ -532,7 +520,8 @@ class CaptureSession:
             if attempt and isinstance(self._source, PortAudioSource):
                 with suppress(RuntimeError):  # other streams, or a hanging one: known devices must do
                     refresh()
-            source = self._open_successor(attempt)
+            assert self._succession is not None
+            source = self._succession.open(attempt)
             self._started_ns = time.monotonic_ns()
             try:
                 source.start(self.buffer, missing_since_ns=self._missing_since_ns)
@@ -543,39 +532,6 @@ class CaptureSession:
             self.device_name = source.name
             self._past_overflows += overflows
             return True
-
-    def _open_successor(self, attempt: int) -> Source:
-        """Open the same device: by its name, for ids change; else the default one where that is allowed."""
-        old = self.source
-        if not isinstance(old, PortAudioSource):
-            old.open()
-            return old
-        samplerate = float(self.buffer.samplerate or 0)
-        names: list[str | None] = [*self._names]
-        if self._allow_default_device and attempt >= DEFAULT_FROM_ATTEMPT:
-            names.append(None)
-        failure: Exception | None = None
-        for name in names:
-            source = PortAudioSource(
-                name,
-                samplerate=samplerate,
-                channels=self.buffer.channels,
-                dtype=self.buffer.dtype.name,
-                block_frames=round(
-                    self.config.block_frames * (self.buffer.samplerate or 0.0) / self.config.sample_rate
-                ),
-                latency=self.config.latency,
-            )
-            try:
-                source.open()
-                check_format(source, self.buffer)
-            except (OSError, ValueError) as error:
-                source.close()
-                failure = failure or error
-            else:
-                return source
-        assert failure is not None
-        raise failure
 
     def _notice_losses(self) -> None:
         lost = self.buffer.statistics().frames_lost["dropped"] + self.delivery_lost
