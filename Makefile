@@ -24,7 +24,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint lint-ruff lint-types lint-stubs lint-cython build-inplace \
-	test-native test-asan test-tsan test-freethreaded coverage bench bench-quick clean distclean
+	test-native test-asan test-tsan test-freethreaded campaign coverage bench bench-quick clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' Makefile
@@ -140,6 +140,11 @@ test-freethreaded: ## all tests on a free-threaded Python (PYTHON3T=path), the G
 	cd tests && env -u PYTHON_GIL $(VENV)-3t/bin/python -W error -c 'import sys, pcmring; \
 	    print(sys.version, "GIL after import:", sys._is_gil_enabled()); sys.exit("the GIL is on" if sys._is_gil_enabled() else 0)'
 	cd tests && PYTHON_GIL=0 $(VENV)-3t/bin/python -m pytest $(PYTEST_ARGS)
+
+# CAMPAIGN_ARGS="--long --seed 7 --only load,disk"; docs/reliability.md has what it shows.
+CAMPAIGN_ARGS ?= --short
+campaign: install ## everything that can go wrong, again and again, each frame accounted for; at most 5 minutes
+	cd tests && $(VENV)/bin/python -m faults $(CAMPAIGN_ARGS)
 
 # In a copy unpacked from the sdist, since it is built in place with flags nobody else wants. Stress
 # shows nothing more under a tracer and takes for ever. Sound cards are recorded from in processes of their

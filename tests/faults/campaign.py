@@ -121,7 +121,7 @@ def run_tries(chapter: str, name: str, form: Form, seed: int, first: int, last: 
     """Run tries, and print a line of JSON after each."""
     (found,) = (case for case in cases_of(chapter) if case.name == name)
     for number in range(first, last):
-        faulthandler.dump_traceback_later(found.limit_s, exit=True)
+        faulthandler.dump_traceback_later(found.limit_s, exit=True, file=sys.__stderr__)
         with tempfile.TemporaryDirectory(prefix="pcmring-faults-") as folder:
             own = random.Random(f"{seed} {chapter} {name} {number}")
             attempt = Try(form, number, own, Path(folder))

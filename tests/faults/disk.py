@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
 
 import soundfile
 
@@ -65,13 +64,13 @@ def _record_until_it_fails(attempt: Try, folder: Path) -> None:
     attempt.counts["ended by the disk"] += 1
 
 
-@case(tiny=3, short=24, long=240)
+@case(tiny=2, short=24, long=240)
 def a_full_disk_at_each_page(attempt: Try) -> None:
     with _small_disk(attempt.folder / "disk", f"size={4 * (attempt.number % 24 + 1)}k") as disk:
         _record_until_it_fails(attempt, disk)
 
 
-@case(tiny=5, short=40, long=4_000)
+@case(tiny=3, short=40, long=4_000)
 def a_file_that_may_not_grow_at_each_byte(attempt: Try) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     limit = attempt.random.choice([attempt.number % 100, attempt.random.randint(0, 100_000)])
@@ -82,7 +81,7 @@ def a_file_that_may_not_grow_at_each_byte(attempt: Try) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@case(tiny=5, short=60, long=6_000, environment=preload)
+@case(tiny=3, short=60, long=6_000, environment=preload)
 def an_error_at_each_write(attempt: Try) -> None:
     """Of every kind, once or from then on."""
     own, failing = attempt.random, Failing("write")
@@ -93,17 +92,17 @@ def an_error_at_each_write(attempt: Try) -> None:
         _record_until_it_fails(attempt, attempt.folder)
 
 
-def _manager(microphone: Microphone | None = None, **settings) -> FileBasedAudioManager:
+def file_manager(microphone: Microphone | None = None, **settings) -> FileBasedAudioManager:
     microphone = microphone or Microphone()
     return FileBasedAudioManager(Devices(lambda: microphone), **{"subtype": "PCM_24", **settings})
 
 
-def _start(manager: FileBasedAudioManager) -> None:
+def start(manager: FileBasedAudioManager) -> None:
     require(manager.start_recording(), manager.last_error)
     require(manager.wait_ready(DEADLINE_S), "no audio")
 
 
-def _check_whole(attempt: Try, manager: FileBasedAudioManager, path: str | None = None) -> None:
+def check_whole(attempt: Try, manager: FileBasedAudioManager, path: str | None = None) -> None:
     """The newest recording is in its file, from the first frame to the last."""
     written = manager.buffer.frames_written
     runs = file_runs(path or manager.get_audio_file())
@@ -112,26 +111,26 @@ def _check_whole(attempt: Try, manager: FileBasedAudioManager, path: str | None 
     attempt.counts.update(offered=written, missing=0, delivered=length, lost=0)
 
 
-@case(tiny=2, short=8, long=800, environment=preload)
+@case(tiny=1, short=8, long=800, environment=preload)
 def writes_that_take_half(attempt: Try) -> None:
     own_folders(attempt.folder)
-    with _manager(format=attempt.random.choice(["WAV", "FLAC"])) as manager:
+    with file_manager(format=attempt.random.choice(["WAV", "FLAC"])) as manager:
         with Failing("write").at(attempt.random.randint(1, 5), 0, always=True):
-            _start(manager)
+            start(manager)
             until(lambda: manager.buffer.frames_written > 8000)
             manager.stop_recording()
         require(manager.last_error is None, manager.last_error)
-        _check_whole(attempt, manager)
+        check_whole(attempt, manager)
 
 
-@case(short=2, long=50, limit_s=90, environment=preload)
+@case(tiny=0, short=2, long=50, limit_s=90, environment=preload)
 def a_disk_that_stalls(attempt: Try) -> None:
     """For up to 10 s: the ring has it meanwhile."""
     own, failing = attempt.random, Failing("write")
     stall_s = attempt.by_form(0.3, 2.0, 10.0)
     own_folders(attempt.folder)
-    with _manager(format=own.choice(["WAV", "FLAC"])) as manager:
-        _start(manager)
+    with file_manager(format=own.choice(["WAV", "FLAC"])) as manager:
+        start(manager)
         with failing.at(own.randint(1, 10), 0, stall_s=stall_s):
             until(lambda: failing.failed)
         written = manager.buffer.frames_written
@@ -139,15 +138,15 @@ def a_disk_that_stalls(attempt: Try) -> None:
         begin = time.monotonic()
         manager.stop_recording()
         require(time.monotonic() - begin < 10.0 + 2.0, "a stop waited too long")
-        _check_whole(attempt, manager)
+        check_whole(attempt, manager)
 
 
 @case(short=4, long=100)
 def a_folder_that_vanishes(attempt: Try) -> None:
     """Deleted, or renamed, while it is recorded into: nothing breaks, and the next start makes a new one."""
     own_folders(attempt.folder)
-    with _manager() as manager:
-        _start(manager)
+    with file_manager() as manager:
+        start(manager)
         folder = manager.resource_manager.directory
         if attempt.number % 2:
             os.rename(folder, attempt.folder / "renamed")
@@ -158,11 +157,11 @@ def a_folder_that_vanishes(attempt: Try) -> None:
         manager.stop_recording()
         if attempt.number % 2:
             (left,) = (attempt.folder / "renamed").glob("*.wav")
-            _check_whole(attempt, manager, str(left))
+            check_whole(attempt, manager, str(left))
         manager.memory_monitor.cleanup(force=True)
-        _start(manager)
+        start(manager)
         manager.stop_recording()
-        _check_whole(attempt, manager)
+        check_whole(attempt, manager)
 
 
 @case(short=2, long=20)
@@ -171,15 +170,15 @@ def a_read_only_file_system(attempt: Try) -> None:
     with _small_disk(attempt.folder / "disk", "size=10m,ro") as disk:
         own_folders(disk)
         errors: list[Exception] = []
-        with _manager() as manager:
+        with file_manager() as manager:
             manager.on_stream_error = errors.append
             require(not manager.start_recording() and not manager.is_recording, "it records")
             (error,) = errors
             require(isinstance(error, RecordingError) and error.errno == errno.EROFS, repr(error))
             subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
-            _start(manager)
+            start(manager)
             manager.stop_recording()
-            _check_whole(attempt, manager)
+            check_whole(attempt, manager)
 
 
 NAMES = (
@@ -196,28 +195,40 @@ NAMES = (
 )
 
 
-@case(tiny=3, short=len(NAMES), long=len(NAMES))
+@case(tiny=1, short=len(NAMES), long=len(NAMES))
 def names_of_any_characters(attempt: Try) -> None:
     """Of the folder, and of what a recording is saved as."""
     name = NAMES[attempt.number % len(NAMES)]
     own_folders(attempt.folder / name)
-    with _manager() as manager:
-        _start(manager)
+    with file_manager() as manager:
+        start(manager)
         manager.stop_recording()
         saved = manager.save_as(attempt.folder / f"{name}.wav")
         require(os.listdir(attempt.folder).count(f"{name}.wav") == 1, os.listdir(attempt.folder))
-        _check_whole(attempt, manager, saved)
+        check_whole(attempt, manager, saved)
         str(manager), repr(manager.get_buffer_info())
 
 
-def _in_a_child(program: Callable[..., object], *arguments: object) -> NoReturn:
-    """Run in a forked child, which ends here."""
-    try:
-        program(*arguments)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
+def in_a_child(program: Callable[..., object], *arguments: object) -> int:
+    """Run in a forked child, and return what it ended with."""
+    return ended(fork(program, *arguments))
+
+
+def fork(program: Callable[..., object], *arguments: object) -> int:
+    """Run in a forked child, and return its number."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            program(*arguments)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return pid
+
+
+def ended(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 # ---- other people's files ----------------------------------------------------------------------------------------
@@ -257,8 +268,8 @@ def links_and_swaps_in_the_folder(attempt: Try) -> None:
                     os.unlink(shared)
                     os.rename(attempt.folder / "away", shared)
 
-    with _manager() as manager, ResourceManager() as resources:
-        _start(manager)  # makes the folder
+    with file_manager() as manager, ResourceManager() as resources:
+        start(manager)  # makes the folder
         manager.stop_recording()
         attacker = threading.Thread(target=attack, args=(random.Random(own.random()),))
         attacker.start()
@@ -299,9 +310,9 @@ def programs_that_share_a_folder(attempt: Try) -> None:
     def program(own: random.Random) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            manager = _manager()
+            manager = file_manager()
             for _ in range(rounds):
-                _start(manager)
+                start(manager)
                 time.sleep(own.random() * 0.05)
                 taken = manager.recover()
                 for path in taken:
@@ -315,15 +326,11 @@ def programs_that_share_a_folder(attempt: Try) -> None:
                 manager.stop_recording()
                 manager.save_as(attempt.folder / "saved" / os.path.basename(path), path)
 
-    pids = []
-    for name in range(children):
-        pid = os.fork()
-        if pid == 0:
-            _in_a_child(program, random.Random(f"{attempt.random.random()} {name}"))
-        pids.append(pid)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    seeds = [attempt.random.random() for _ in range(children)]
+    pids = [fork(program, random.Random(seed)) for seed in seeds]
+    codes = [ended(pid) for pid in pids]
     require(set(codes) <= {0, 9}, "a program ended with", codes)
-    with _manager() as manager:
+    with file_manager() as manager:
         for path in manager.recover():
             manager.save_as(attempt.folder / "saved" / f"recovered-{os.path.basename(path)}", path)
     made = {path.name.removeprefix("made-") for path in attempt.folder.glob("made-*")}
@@ -342,8 +349,8 @@ def _record_until_killed(folder: Path, report: int, own: random.Random) -> None:
     """Recordings, one after the other, each saved at its end; tells how far each one is."""
     for number in range(10**6):
         format = own.choice(["WAV", "FLAC"])
-        with _manager(format=format) as manager:
-            _start(manager)
+        with file_manager(format=format) as manager:
+            start(manager)
             end = time.monotonic() + own.uniform(0.0, 1.5)
             while time.monotonic() < end:
                 os.write(report, f"{number} {manager.buffer.frames_written}\n".encode())
@@ -352,20 +359,18 @@ def _record_until_killed(folder: Path, report: int, own: random.Random) -> None:
             manager.save_as(folder / f"{number}.{format.lower()}")
 
 
-@case(tiny=2, short=20, long=1000)
+@case(tiny=1, short=20, long=1000)
 def killed_at_a_random_moment(attempt: Try) -> None:
     """Every file is valid, and has all but the last second at most; what was saved is whole."""
     own_folders(attempt.folder)
     saved = attempt.folder / "saved"
     saved.mkdir()
     reader, report = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        _in_a_child(_record_until_killed, saved, report, random.Random(attempt.random.random()))
+    pid = fork(_record_until_killed, saved, report, random.Random(attempt.random.random()))
     os.close(report)
     time.sleep(attempt.random.uniform(0.0, attempt.by_form(0.4, 1.0, 3.0)))
     os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    ended(pid)
     with open(reader) as lines:
         reports = [line.split() for line in lines.read().splitlines()]
     captured: dict[str, int] = {}
@@ -377,7 +382,7 @@ def killed_at_a_random_moment(attempt: Try) -> None:
             attempt.counts["names taken, not yet filled"] += 1
             continue
         lengths[path.stem] = _length(path)
-    with _manager() as manager:
+    with file_manager() as manager:
         recovered = manager.recover()
         require(len(recovered) <= 1, recovered)
         for path in recovered:

@@ -113,7 +113,7 @@ def one_writer_and_32_readers(attempt: Try) -> None:
     own = attempt.random
     policy = ("overwrite", "drop", "block")[attempt.number % 3]
     capacity, channels = own.choice([997, 8_000, 40_009]), own.choice([1, 2, 5])
-    total = attempt.by_form(50_000, 3_000_000, 200_000_000)
+    total = attempt.by_form(10_000, 3_000_000, 200_000_000)
     buffer = AudioBuffer(capacity, channels, "int32", policy=policy)
     kinds = ["greedy", "sips", "sleeps", "dies", "never reads"]
     accounts, crew = [], Crew()

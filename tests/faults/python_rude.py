@@ -128,7 +128,7 @@ RUDE: tuple[Callable[[float, random.Random], None], ...] = (
 )
 
 
-@case(tiny=8, short=16, long=800)
+@case(tiny=4, short=16, long=800)
 def rude_while_a_device_captures(attempt: Try) -> None:
     """Every frame of a C thread's 10 ms blocks arrives, whatever Python does for 10 ms to 5 s."""
     own = attempt.random
@@ -185,7 +185,7 @@ def is_prefix(runs: Runs) -> bool:
     return len(runs.runs) <= 1 and all(run[:2] == (0, 0) for run in runs.runs)
 
 
-@case(tiny=4, short=16, long=320)
+@case(tiny=2, short=16, long=320)
 def exceptions_in_every_handler(attempt: Try) -> None:
     """What was recorded before is kept, a stop works, and so does the next start."""
     own_folders(attempt.folder)
@@ -321,7 +321,7 @@ ENDS = (
 )
 
 
-@case(tiny=2, short=len(ENDS), long=20 * len(ENDS))
+@case(tiny=1, short=len(ENDS), long=20 * len(ENDS))
 def the_interpreter_ends_while_recording(attempt: Try) -> None:
     """In time, quietly, with its own exit code, and with a whole file."""
     own_folders(attempt.folder)

@@ -1,0 +1,315 @@
+"""Memory that runs out: each allocation, each mapping, the address space, the limit of a monitor."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import gc
+import mmap
+import os
+import resource
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from faults.account import ReaderAccount, require, settle
+from faults.campaign import Try, case
+from faults.disk import check_whole, file_manager, in_a_child, start
+from faults.failing_libc import Failing, preload
+from faults.positions import frames
+from faults.python_rude import file_runs, is_prefix, own_folders
+from microphones import until
+from pcmring import AudioBuffer, AudioBufferTracker, CaptureCallback, MemoryMonitor, ResourceManager
+
+#: More allocations than any call here makes.
+MOST = 3_000
+
+PLAIN, MIRRORED = 1_000, 20_011
+
+
+def _make(capacity: int) -> tuple[AudioBuffer, ReaderAccount]:
+    buffer = AudioBuffer(capacity, 2, "int32", samplerate=16_000)
+    account = ReaderAccount(buffer.reader())
+    buffer.write(frames(0, capacity // 2, 2))
+    return buffer, account
+
+
+#: What is called while allocations fail: a function of (buffer, its reader's account).
+CALLS: dict[str, Callable[[AudioBuffer, ReaderAccount], Any]] = {
+    "AudioBuffer": lambda buffer, account: AudioBuffer(buffer.capacity, 2, "int32").close(),
+    "AudioBuffer with a tracker": lambda buffer, account: AudioBuffer(9, buffer_tracker=AudioBufferTracker()).close(),
+    "reader": lambda buffer, account: buffer.reader("oldest", name="one more").close(),
+    "read": lambda buffer, account: account.reader.read(1),
+    "blocks": lambda buffer, account: next(buffer.reader("oldest").blocks(10, timeout=0.0)),
+    "write": lambda buffer, account: buffer.write(_next(buffer)),
+    "write of another dtype": lambda buffer, account: buffer.write(_SILENCE),
+    "get_latest": lambda buffer, account: buffer.get_latest(500),
+    "read_range": lambda buffer, account: buffer.read_range(buffer.oldest, buffer.frames_written),
+    "latest_view": lambda buffer, account: buffer.latest_view(500).array,
+    "statistics": lambda buffer, account: (buffer.statistics(), buffer.gaps(), buffer.losses()),
+    "time_of": lambda buffer, account: buffer.position_at(buffer.time_of(buffer.oldest)),
+    "a refused read": lambda buffer, account: buffer.read(-1),
+    "a refused write": lambda buffer, account: buffer.write(_WRONG),
+    "a refused range": lambda buffer, account: buffer.read_range(0, 10**9),
+}
+
+
+_SILENCE, _WRONG = np.zeros((0, 2)), np.zeros((3, 3))
+_BLOCKS: dict[int, np.ndarray] = {}
+
+
+def _next(buffer: AudioBuffer) -> np.ndarray:
+    """Ten frames, made where no allocation fails: NumPy is not under test."""
+    return _BLOCKS[buffer.frames_written]
+
+
+@case(tiny=4, short=2 * len(CALLS), long=2 * len(CALLS), limit_s=120, environment=preload)
+def each_allocation_of_a_call_fails(attempt: Try) -> None:
+    """MemoryError, nothing half-done, and the same call works afterwards."""
+    name = list(CALLS)[attempt.number % len(CALLS)]
+    buffer, account = _make((PLAIN, MIRRORED)[attempt.number // len(CALLS) % 2])
+    call, failing = CALLS[name], Failing("allocate")
+    _BLOCKS[buffer.frames_written] = frames(buffer.frames_written, 10, 2)
+    if name != "read":
+        with suppress(ValueError):
+            call(buffer, account)  # what is made once
+    gc.collect()
+    for n in range(1, MOST):
+        before, got = buffer.frames_written, None
+        _BLOCKS.clear()
+        _BLOCKS.update({at: frames(at, 10, 2) for at in (before, before + 10)})
+        # SystemError: NumPy's, where its ufuncs forget to say that there was no memory
+        with suppress(MemoryError, ValueError, SystemError), failing.at(n, errno.ENOMEM, whom="me"):
+            got = call(buffer, account)
+        if name == "read" and got is not None:
+            account.add(got)
+        if not failing.failed:
+            break
+        require(name.startswith("write") or buffer.frames_written == before, "a failure changed the buffer")
+        require(buffer.frames_written - before in (0, 10), "a failed write left half a block")
+        attempt.counts["failed allocations"] += 1
+        with suppress(ValueError):
+            got = call(buffer, account)  # nothing was left behind that would refuse it
+        if name == "read":
+            account.add(got)
+    require(n < MOST - 1, name, "allocates without end")
+    account.add(account.reader.read(buffer.capacity))
+    settle(buffer, buffer.frames_written, [account], attempt.counts)
+
+
+@case(
+    short=1, long=2, environment=preload, known="CaptureCallback takes the producer's place before its last allocation"
+)
+def each_allocation_of_a_capture_fails(attempt: Try) -> None:
+    """A capture that could not be made leaves the buffer to others."""
+    failing = Failing("allocate")
+    with AudioBuffer(PLAIN, dtype="int32") as buffer:
+        for n in range(1, MOST):
+            capture = None
+            with suppress(MemoryError), failing.at(n, errno.ENOMEM, whom="me"):
+                capture = CaptureCallback(buffer)
+            if capture is not None:
+                capture.close()
+            buffer.write(frames(0, 1))
+            if not failing.failed:
+                return
+
+
+@case(tiny=1, short=2, long=20, environment=preload)
+def each_mapping_of_a_ring_fails(attempt: Try) -> None:
+    """Without a mirror a ring is a plain one."""
+    failing, kinds = Failing("map"), set()
+    for n in range(1, 100):
+        with failing.at(n, errno.ENOMEM, whom="me", always=attempt.number % 2 == 1):
+            try:
+                buffer, account = _make(200_000)
+            except MemoryError:
+                attempt.counts["MemoryError"] += 1
+                continue
+            finally:
+                failed = failing.failed
+        kinds.add(buffer.mirrored)
+        account.add(account.reader.read(200_000))
+        settle(buffer, buffer.frames_written, [account], attempt.counts)
+        buffer.close()
+        if not failed:
+            break
+    require(True in kinds and False in kinds, "mirrored:", kinds)
+
+
+@case(short=2, long=20, limit_s=240, environment=preload)
+def each_allocation_of_a_start_fails(attempt: Try) -> None:
+    """It holds nothing then, and the next one works."""
+    own_folders(attempt.folder)
+    failing, threads = Failing("allocate"), threading.active_count()
+    first, step = attempt.random.randint(1, 20), attempt.by_form(200, 20, 1)
+    with file_manager() as manager:
+        start(manager)
+        manager.stop_recording()
+        for n in range(first, MOST, step):
+            # RuntimeError: "can't start new thread"
+            with suppress(MemoryError, RuntimeError), failing.at(n, errno.ENOMEM, whom="me"):
+                manager.start_recording()
+            failed = failing.failed
+            manager.stop_recording()
+            start(manager)
+            manager.stop_recording()
+            check_whole(attempt, manager)
+            for path in manager.get_audio_files():
+                manager.release_audio_file(path)
+            manager.resource_manager.cleanup()
+            attempt.counts["failed allocations"] += failed
+            if not failed:
+                break
+    until(lambda: threading.active_count() <= threads)
+
+
+@case(tiny=1, short=20, long=400, limit_s=90, environment=preload)
+def each_allocation_of_a_stop_fails(attempt: Try) -> None:
+    """What was recorded is on the disk all the same. (Python's own locks may stay locked, so this process is over.)"""
+    own_folders(attempt.folder)
+
+    def record() -> None:
+        failing = Failing("allocate")
+        manager = file_manager()
+        start(manager)
+        until(lambda: manager.get_buffer_info()["file_frames"] > 0)
+        with suppress(MemoryError), failing.at(attempt.number + 1, errno.ENOMEM, whom="me"):
+            manager.stop_recording()
+        os._exit(0)
+
+    code = in_a_child(record)
+    require(code == 0, "the child ended with", code)
+    with file_manager() as manager:
+        (path,) = manager.recover()
+        runs = file_runs(path)
+        require(is_prefix(runs) and bool(runs.runs), path, "has", runs.runs)
+        attempt.counts.update(offered=runs.runs[0][2], missing=0, delivered=runs.runs[0][2], lost=0)
+
+
+@case(tiny=1, short=6, long=200, limit_s=90, environment=preload)
+def an_allocation_of_the_threads_fails_while_they_record(attempt: Try) -> None:
+    """Told once, with what was recorded before kept; or nothing happened; and the next recording works."""
+    own_folders(attempt.folder)
+    failing, own = Failing("allocate"), attempt.random
+    errors: list[Exception] = []
+    threading.excepthook = lambda _: None
+    with file_manager(format=own.choice(["WAV", "FLAC"])) as manager:
+        manager.on_stream_error = errors.append
+        start(manager)
+        with failing.at(own.randint(1, 400), errno.ENOMEM, whom="others"), suppress(AssertionError):
+            until(lambda: failing.failed, 1.0)
+        before = manager.buffer.frames_written
+        with suppress(AssertionError):
+            until(lambda: manager.buffer.frames_written > before + 1600 or not manager.is_recording, 3.0)
+        was_recording = manager.is_recording
+        manager.stop_recording()
+        written = manager.buffer.frames_written
+        runs = file_runs(manager.get_audio_file())
+        length = sum(run[2] for run in runs.runs)
+        told = errors or manager.last_error
+        require(was_recording or told, "the recording has ended, and nobody said why")
+        require(is_prefix(runs) or errors, runs.runs)  # opened again, this microphone counts anew
+        require(length == written or told, f"{written - length} frames are not in the file, and nobody said so")
+        require(len(errors) <= 1, errors)
+        attempt.counts.update(offered=written, missing=written - length, delivered=length, lost=0)
+        attempt.counts["ended early, told" if told else "nothing lost"] += 1
+        start(manager)
+        manager.stop_recording()
+        check_whole(attempt, manager)
+
+
+@case(short=3, long=100)
+def the_address_space_is_limited(attempt: Try) -> None:
+    """RLIMIT_AS: rings until there is no room, each refused whole; those there are go on."""
+    megabytes = attempt.random.randint(20, 200)
+    seconds = attempt.random.choice([1, 30])
+
+    def work() -> None:
+        pages = int(open("/proc/self/statm").read().split()[0])  # noqa: SIM115
+        limit = pages * mmap.PAGESIZE + megabytes * 2**20
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        rings: list[AudioBuffer] = []
+        with suppress(MemoryError):
+            while True:
+                rings.append(AudioBuffer(seconds * 16_000, 2, "int32"))
+        for ring in rings:
+            ring.write(frames(0, 1000, 2))
+        for _ in range(100):
+            with suppress(MemoryError):
+                rings.append(AudioBuffer(seconds * 16_000, 2, "int32"))
+        for ring in rings[:5]:
+            account = ReaderAccount(ring.reader(0))
+            account.add(account.reader.read(1000))
+            settle(ring, ring.frames_written, [account], attempt.counts)
+        rings.pop(0).close()
+        AudioBuffer(seconds * 16_000, 2, "int32")
+
+    code = in_a_child(work)
+    require(code == 0, "the child ended with", code)
+
+
+@case(tiny=0, short=1, long=10)
+def no_more_mappings_are_to_be_had(attempt: Try) -> None:
+    """vm.max_map_count: a ring is refused or a plain one; afterwards it is mirrored again."""
+    most = int(open("/proc/sys/vm/max_map_count").read())  # noqa: SIM115
+    if most > 300_000:
+        return
+
+    def work() -> None:
+        library = ctypes.CDLL(None, use_errno=True)
+        library.mmap.restype = ctypes.c_void_p
+        size = ctypes.c_size_t
+        library.mmap.argtypes = [size, size, *[ctypes.c_int] * 3, size]
+        kept = []
+        while True:  # neighbours of other protection are not joined
+            at = library.mmap(0, mmap.PAGESIZE, len(kept) % 2, 0x22, -1, 0)
+            if at in (None, 2**64 - 1):
+                break
+            kept.append(at)
+        for _ in range(3):
+            with suppress(MemoryError):
+                _, account = _make(200_000)
+                account.add(account.reader.read(100_000))
+                account.settle()
+        library.munmap.argtypes = [size, size]
+        for at in kept:
+            library.munmap(at, mmap.PAGESIZE)
+        assert AudioBuffer(200_000).mirrored
+
+    code = in_a_child(work)
+    require(code == 0, "the child ended with", code)
+
+
+@case(short=4, long=200)
+def the_limit_is_crossed_at_any_moment_of_a_recording(attempt: Try) -> None:
+    """Cleanups, forced ones and automatic ones, again and again: no frame, reader or file is touched."""
+    own_folders(attempt.folder)
+    own, is_over = attempt.random, threading.Event()
+
+    def press(monitor: MemoryMonitor) -> None:
+        while not is_over.wait(0.002):
+            monitor.max_memory_mb = own.choice([1, 10_000])
+            monitor.cleanup(force=own.random() < 0.3)
+            attempt.counts["cleanups"] += 1
+
+    with file_manager() as manager, ResourceManager(manager.memory_monitor):
+        presser = threading.Thread(target=press, args=(manager.memory_monitor,))
+        presser.start()
+        try:
+            for _ in range(attempt.by_form(1, 3, 30)):
+                start(manager)
+                reader = manager.reader(0)
+                account = ReaderAccount(reader)
+                for _ in range(own.randint(1, 10)):
+                    account.add(reader.read(own.randint(1, 1600), 1.0))
+                manager.stop_recording()
+                check_whole(attempt, manager)
+                account.settle()
+                require(reader.lost == 0, reader)
+        finally:
+            is_over.set()
+            presser.join()
