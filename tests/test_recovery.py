@@ -252,7 +252,7 @@ def test_a_sound_card_that_is_gone_is_noticed_in_time_and_taken_up_again(mics, t
     got = mics.call(
         "manager_recovers", mics={"mic": {"control": str(control)}}, control=str(control), how=how, device="mic"
     )
-    assert got["noticed_s"] < 2.5  # 1 s, and what a crowded machine takes
+    assert got["noticed_s"] < 4.0  # 1 s, and what a crowded machine takes
     assert got["errors"] == 1
     assert got["recovered"] == 1
     assert got["first"] == 1
