@@ -207,9 +207,7 @@ def run_case(chapter: str, case: Case, form: Form, seed: int, only_try: int | No
 
 
 SHOWN = ("offered", "missing", "delivered", "lost")
-HEADER = (
-    "| case | tried | frames offered | dropped, in the ledger | delivered | lost, told | unaccounted | failed | s |"
-)
+HEADER = "| case | tried | frames offered | missing, told | delivered | lost, told | unaccounted | failed | s |"
 
 
 def row(outcome: Outcome) -> str:

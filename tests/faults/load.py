@@ -33,7 +33,7 @@ def _captures(attempt: Try, buffers: int) -> None:
     foreign, crew = Foreign(attempt.folder), Crew()
     audio = frames(0, round(seconds * RATE), dtype="int32")
     with ExitStack() as stack:
-        rings = [stack.enter_context(AudioBuffer(2 * RATE, dtype="int32", samplerate=RATE)) for _ in range(buffers)]
+        rings = [stack.enter_context(AudioBuffer(5 * RATE, dtype="int32", samplerate=RATE)) for _ in range(buffers)]
         accounts = [ReaderAccount(ring.reader()) for ring in rings]
         for account in accounts:
             crew.start(read_all, account, BLOCK * attempt.random.randint(1, 50))
