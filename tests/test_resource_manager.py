@@ -381,6 +381,28 @@ def test_a_symbolic_link_in_place_of_the_file_leads_nowhere(tmp_path: Path, capl
     assert caplog.text.count("not the file that was registered") == 2
 
 
+@pytest.mark.parametrize("how", ["symlink_to", "hardlink_to"])
+def test_what_takes_the_place_of_a_file_while_it_is_made_is_left_alone(
+    manager: ResourceManager, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    treasure = tmp_path / "treasure"
+    treasure.write_bytes(b"gold")
+
+    def swap_first(path: str, *arguments: Any) -> TempFile:
+        getattr(tmp_path / "link", how)(treasure)
+        os.replace(tmp_path / "link", path)
+        return TempFile(path, *arguments)
+
+    with monkeypatch.context() as attack:
+        attack.setattr(_tempfiles, "TempFile", swap_first)
+        file = manager.create_temp_file(".wav")
+    file.finish()
+    file.release()
+    assert manager.cleanup() == 0
+    assert os.listdir(folder) == [os.path.basename(file.path)]
+    assert treasure.read_bytes() == b"gold"
+
+
 def test_another_file_under_the_same_name_is_left_alone(tmp_path: Path) -> None:
     path, other = tmp_path / "audio.wav", tmp_path / "other"
     path.write_bytes(AUDIO)
@@ -511,21 +533,24 @@ def test_bad_arguments_are_refused_with_the_legal_ones(manager: ResourceManager,
     assert manager.get_resource_info()["temp_files_count"] == 0
 
 
-@pytest.mark.parametrize("call", ["fstat", "lstat"])
+@pytest.mark.parametrize("calls_that_work", [0, 1])
 def test_a_file_that_cannot_be_made_leaves_nothing_behind(
-    manager: ResourceManager, folder: Path, monkeypatch: pytest.MonkeyPatch, call: str
+    manager: ResourceManager, folder: Path, monkeypatch: pytest.MonkeyPatch, calls_that_work: int
 ) -> None:
     manager.create_temp_file()
     before, fds = os.listdir(folder), len(_tempfiles._lock_fds)
-    real = getattr(os, call)
+    real = os.fstat
 
-    def full(*arguments: Any, **where: Any) -> Any:
-        facts = real(*arguments, **where)
+    def full(fd: int) -> Any:
+        nonlocal calls_that_work
+        facts = real(fd)
         if stat.S_ISREG(facts.st_mode):
-            raise OSError(28, "No space left on device")
+            if calls_that_work == 0:
+                raise OSError(28, "No space left on device")
+            calls_that_work -= 1
         return facts
 
-    monkeypatch.setattr(os, call, full)
+    monkeypatch.setattr(os, "fstat", full)
     with pytest.raises(OSError, match="No space"):
         manager.create_temp_file()
     monkeypatch.undo()

@@ -115,7 +115,8 @@ class TempFile:
         self._identity: tuple[int, int] | None = None  # None: there is no such file yet
         self.modified = 0.0
         with suppress(FileNotFoundError, NotADirectoryError):
-            facts = os.lstat(path)
+            # what we hold is the file, whatever its name leads to by now
+            facts = os.lstat(path) if lock_fd is None else os.fstat(lock_fd)
             if not stat.S_ISREG(facts.st_mode):
                 raise ValueError(f"path must name a regular file, not a folder, link or device; got {path!r}")
             self._identity = _identity(facts)
