@@ -14,7 +14,7 @@ from faults import campaign
 from faults.account import ReaderAccount, check_ledger, settle
 from faults.campaign import CHAPTERS, TESTS, Case, Try, run_chapter, run_tries
 from faults.positions import Unaccounted, frames, serials
-from native_support import clean_environment
+from native_support import clean_environment, python_environment
 from pcmring import AudioBuffer, Gap
 from virtual_mic import need
 
@@ -139,6 +139,6 @@ def test_a_case_whose_process_dies_is_told_with_the_words_to_run_it_again(capsys
 
 def test_a_chapter_that_is_not_there_is_refused():
     command = [sys.executable, "-m", "faults", "--only", "moon"]
-    done = subprocess.run(command, cwd=TESTS, env=clean_environment(), capture_output=True, text=True)
+    done = subprocess.run(command, cwd=TESTS, env=python_environment(), capture_output=True, text=True)
     assert done.returncode == 2
     assert "got moon" in done.stderr

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from native_support import python_environment
 from pcmring import AudioBuffer, ResamplingReader
 from pcmring._late import MissingPackage
 from pcmring.pipeline import Segmenter, SileroVoice, Utterance, WebRTCVoice
@@ -415,7 +416,7 @@ def test_another_rate_and_integers_come_through_a_resampling_reader():
 
 def test_nothing_of_the_pipeline_is_loaded_by_importing_the_package():
     code = "import sys, pcmring; sys.exit(any(name.startswith('pcmring.pipeline') for name in sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], env=python_environment()).returncode == 0
 
 
 def test_without_a_voice_detector_the_error_says_what_to_install(monkeypatch):
