@@ -83,8 +83,8 @@ cdef class CaptureCallback:
         self.capture = <pcmring_capture *>PyMem_RawCalloc(1, sizeof(pcmring_capture))
         if self.capture == NULL:
             raise MemoryError("no memory for the capture's state")
-        self.capture.ring = buffer.acquire_producer()
         self.capture.format = format_of(self.dtype)
+        self.capture.ring = buffer.acquire_producer()
         self.capture.realtime = realtime
         self.capture.missing_since_ns = missing_since_ns
         self.buffer = buffer

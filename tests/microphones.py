@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,16 +13,6 @@ from virtual_mic import need
 
 need("soundfile")
 import soundfile  # noqa: E402
-
-DEADLINE_S = 30.0
-
-
-def until(condition: Callable[[], object], limit_s: float = DEADLINE_S) -> None:
-    """Return when `condition` is true, or fail."""
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.002)
 
 
 def ramp(first: int, frames: int) -> np.ndarray:

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from microphones import DEADLINE_S, Devices, Microphone, ramp, until
+from microphones import Devices, Microphone, ramp
+from patience import DEADLINE_S, until
 from pcmring.memory_manager import MemoryMonitor, ResourceManager
 from virtual_mic import need
 

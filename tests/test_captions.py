@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
+from patience import until
 from pcmring import AudioBuffer, StreamingAudioManager
 from pcmring.pipeline import (
     Caption,
@@ -85,13 +86,6 @@ class Stream:
         assert now.frames_in_utterances == (
             now.frames_transcribed + now.frames_failed + now.frames_lost + now.frames_waiting
         )
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.002)
 
 
 def threads_left() -> list[str]:

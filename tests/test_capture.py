@@ -174,12 +174,12 @@ def overflow_after(first: dict, second: dict, samplerate: float | None = 16000) 
         return gap
 
 
-@pytest.mark.parametrize("missing", [1, 480, 16_000_000])
+@pytest.mark.parametrize("missing", [1, 480, 1500])
 def test_an_overflow_is_a_gap_as_long_as_the_device_clock_says(missing):
     assert overflow_after({"adc_s": 5.0}, {"adc_s": 5.0 + (160 + missing) / 16000}).frames == missing
 
 
-@pytest.mark.parametrize("adc_s", [5.01, 5.0, 1.0, 1e14, 1e300, float("inf"), float("nan")])
+@pytest.mark.parametrize("adc_s", [5.01, 5.0, 1.0, 6.0, 1e14, 1e300, float("inf"), float("nan")])
 def test_an_overflow_without_a_believable_length_is_still_in_the_ledger(adc_s):
     assert overflow_after({"adc_s": 5.0}, {"adc_s": adc_s}).frames == 0
 

@@ -13,8 +13,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -23,6 +21,7 @@ import pytest
 
 from command import COMMAND, DEADLINE_S, PYTHON, Home, check_text, complaint, empty_home  # noqa: F401 - a fixture
 from native_support import unavailable
+from patience import until
 from speech_clips import TEXTS, clip, tiny_en, word_error_rate, words
 from virtual_mic import need, virtual_mics
 
@@ -37,6 +36,7 @@ WHISPER = [*COMMAND[:3], "-W", "default", *COMMAND[5:]]
 #: An engine in the place of the real one: it says that it was called, then does what the test wants.
 PLUG = """
 import sys, threading
+from patience import until
 from pcmring import MemoryMonitor
 from pcmring.cli import listen, main
 from pcmring.pipeline import Transcript
@@ -64,13 +64,6 @@ WORDS = plug("return Transcript('a draft' if is_draft else 'the words')")
 def sphinx() -> list[str]:
     need("pocketsphinx")
     return ["--model", "pocketsphinx"]
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:

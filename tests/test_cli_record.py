@@ -9,24 +9,18 @@ import signal
 import stat
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from command import COMMAND, DEADLINE_S, Home, check_text, complaint, empty_home  # noqa: F401 - a fixture
+from patience import until
 from virtual_mic import VirtualMics, need, virtual_mics
 
 need("soundfile", "platformdirs", "psutil")
 import soundfile  # noqa: E402
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 def growing(home: Home) -> Path | None:

@@ -29,7 +29,8 @@ need("psutil", "soundfile", "platformdirs")
 import psutil  # noqa: E402
 import soundfile  # noqa: E402
 
-from microphones import DEADLINE_S, Devices, until  # noqa: E402
+from microphones import Devices  # noqa: E402
+from patience import DEADLINE_S, until  # noqa: E402
 
 RATE = 16000
 

@@ -28,7 +28,7 @@ need("psutil", "soundfile")
 import psutil  # noqa: E402
 import soundfile  # noqa: E402
 
-from microphones import DEADLINE_S, until  # noqa: E402
+from patience import DEADLINE_S, until  # noqa: E402
 
 RATE = 16000
 FORMATS = [("WAV", "PCM_16"), ("WAV", "PCM_24"), ("WAV", "FLOAT"), ("FLAC", "PCM_16"), ("FLAC", "PCM_24")]

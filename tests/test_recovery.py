@@ -12,7 +12,8 @@ import time
 import numpy as np
 import pytest
 
-from microphones import DEADLINE_S, Devices, Microphone, playing, ramp, ramp_file, until
+from microphones import Devices, Microphone, playing, ramp, ramp_file
+from patience import DEADLINE_S, until
 from pcmring.buffer_manager import StreamingAudioManager
 from pcmring.devices import SourceError
 from virtual_mic import VirtualMics, virtual_mics

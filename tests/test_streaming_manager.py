@@ -16,7 +16,8 @@ import weakref
 import numpy as np
 import pytest
 
-from microphones import DEADLINE_S, Devices, Microphone, playing, ramp, ramp_file, until
+from microphones import Devices, Microphone, playing, ramp, ramp_file
+from patience import DEADLINE_S, until
 from pcmring.buffer_manager import StreamingAudioManager
 from pcmring.devices import AudioConfig, AudioDeviceManager, FileSource, GeneratorSource
 from pcmring.memory_manager import MemoryMonitor

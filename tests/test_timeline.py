@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from native_support import CALLBACK, Times
+from patience import until
 from pcmring import AudioBuffer, CaptureCallback, Gap, StreamTime
 from pcmring._timeline import Timeline
 
@@ -288,7 +289,7 @@ def with_gaps(jitter_s: float = 0.0) -> tuple[AudioBuffer, list[tuple[int, int, 
     buffer = AudioBuffer(RATE * 30, samplerate=RATE)
     stretches, position, now = [], 0, 200.0
     with Device(buffer) as device:
-        for missing_s in (0.0, 1.5, 0.3):
+        for missing_s in (0.0, 0.09, 0.03):
             now += missing_s
             stretches.append((position, position + 200 * BLOCK, now))
             for i in range(200):
@@ -306,7 +307,7 @@ def test_a_gap_breaks_the_line():
             assert when.clock == "adc"
             assert when == pytest.approx(begin + (position - first) / RATE, abs=1e-6)
             assert buffer.position_at(when) == position
-    assert [(gap.position, gap.frames) for gap in buffer.gaps()] == [(32_000, 24_000), (64_000, 4800)]
+    assert [(gap.position, gap.frames) for gap in buffer.gaps()] == [(32_000, 1440), (64_000, 480)]
 
 
 @pytest.mark.parametrize("jitter_s", [0.0, 0.0005])
@@ -334,7 +335,7 @@ def test_a_time_inside_a_gap_is_that_of_the_first_frame_after_it():
     buffer, stretches = with_gaps()
     (_, end, begin), (after, _, resumed), _ = stretches
     assert end == after
-    for when in (begin + 2.0, begin + 2.1, begin + 3.0, resumed):
+    for when in (begin + 2.0, begin + 2.01, begin + 2.08, resumed):
         assert buffer.position_at(when) == after
     assert buffer.position_at(begin + 2.0 - 10 / RATE) == end - 10
 
@@ -401,7 +402,7 @@ def test_a_stamp_holds_what_the_callback_was_told():
 # ---- how long a device overflow was -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("missing", [0, 1, 100, 1000, 160_000])
+@pytest.mark.parametrize("missing", [0, 1, 100, 1500])
 def test_the_length_of_an_overflow_is_estimated_from_the_devices_clock(missing):
     buffer = AudioBuffer(RATE, samplerate=RATE)
     with Device(buffer) as device:
@@ -421,13 +422,39 @@ def test_an_overflow_shorter_than_no_time_is_of_no_frames():
     assert buffer.gaps() == [Gap(160, 0, "device_overflow", False)]
 
 
+def test_an_overflow_is_no_longer_than_the_time_that_passed():
+    """The device's clock jumps ahead a minute while 0.2 s pass."""
+    buffer = AudioBuffer(RATE, samplerate=RATE)
+    with Device(buffer) as device:
+        device.call(10.0)
+        begin = time.monotonic()
+        until(lambda: time.monotonic() > begin + 0.2)
+        device.call(70.0, flags=OVERFLOW)
+        elapsed = time.monotonic() - begin
+    ((_, missing, _, _),) = buffer.gaps()
+    assert 0.2 * RATE <= missing + BLOCK <= (elapsed + 0.1) * RATE
+
+
+def test_an_overflow_in_audio_that_comes_late_is_as_long_as_the_devices_clock_says():
+    """Nothing comes for 0.5 s, then a burst: in the middle of it 0.3 s are missing."""
+    buffer = AudioBuffer(RATE, samplerate=RATE)
+    with Device(buffer) as device:
+        device.call(10.0)
+        begin = time.monotonic()
+        until(lambda: time.monotonic() > begin + 0.5)
+        for block in range(1, 6):
+            device.call(10.0 + block * BLOCK / RATE)
+        device.call(10.3 + 6 * BLOCK / RATE, flags=OVERFLOW)
+    assert buffer.gaps() == [Gap(6 * BLOCK, 3 * RATE // 10, "device_overflow", False)]
+
+
 def test_a_callback_without_frames_between_does_not_shorten_the_estimate():
     buffer = AudioBuffer(RATE, samplerate=RATE)
     with Device(buffer) as device:
         device.call(10.0)
-        device.call(10.5, is_empty=True)
-        device.call(11.01, flags=OVERFLOW)
-    assert buffer.gaps() == [Gap(160, RATE, "device_overflow", False)]
+        device.call(10.03, is_empty=True)
+        device.call(10.06, flags=OVERFLOW)
+    assert buffer.gaps() == [Gap(160, RATE // 20, "device_overflow", False)]
 
 
 USELESS = {

@@ -21,8 +21,9 @@ from faults.account import Runs, require
 from faults.campaign import Try, case
 from faults.failing_libc import Failing, preload
 from faults.python_rude import file_runs, is_prefix, own_folders
-from microphones import DEADLINE_S, Devices, Microphone, until
+from microphones import Devices, Microphone
 from native_support import unavailable
+from patience import DEADLINE_S, until
 from pcmring import FileBasedAudioManager, ResourceManager
 from pcmring.buffer_manager import RecordingError
 from test_recording import FORMATS, check_what_is_safe, fill

@@ -21,7 +21,7 @@ from faults.disk import check_whole, file_manager, in_a_child, start
 from faults.failing_libc import Failing, preload
 from faults.positions import frames
 from faults.python_rude import file_runs, is_prefix, own_folders
-from microphones import until
+from patience import until
 from pcmring import AudioBuffer, AudioBufferTracker, CaptureCallback, MemoryMonitor, ResourceManager
 
 #: More allocations than any call here makes.
@@ -100,9 +100,7 @@ def each_allocation_of_a_call_fails(attempt: Try) -> None:
     settle(buffer, buffer.frames_written, [account], attempt.counts)
 
 
-@case(
-    short=1, long=2, environment=preload, known="CaptureCallback takes the producer's place before its last allocation"
-)
+@case(short=1, long=2, environment=preload)
 def each_allocation_of_a_capture_fails(attempt: Try) -> None:
     """A capture that could not be made leaves the buffer to others."""
     failing = Failing("allocate")

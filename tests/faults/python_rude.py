@@ -24,8 +24,9 @@ from faults.account import ReaderAccount, Runs, require, settle
 from faults.campaign import TESTS, Try, case
 from faults.load import BLOCK, LIMIT_S, RATE, read_all
 from faults.positions import frames
-from microphones import DEADLINE_S, Devices, Microphone, until
+from microphones import Devices, Microphone
 from native_support import Foreign, python_environment
+from patience import DEADLINE_S, until
 from pcmring import AudioBuffer, BufferClosed, CaptureCallback, FileBasedAudioManager
 
 # ---- the GIL is held, and worse ----------------------------------------------------------------------------------
@@ -271,7 +272,8 @@ def exceptions_in_every_cleanup_function(attempt: Try) -> None:
 _PREAMBLE = """
 import atexit, os, sys, threading, time
 import numpy as np
-from microphones import Devices, Microphone, until
+from microphones import Devices, Microphone
+from patience import until
 from pcmring import AudioBuffer, BufferClosed, FileBasedAudioManager, StreamingAudioManager
 manager = FileBasedAudioManager(Devices(Microphone), subtype="FLOAT")
 began = threading.Event()

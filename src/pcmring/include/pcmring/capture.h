@@ -39,22 +39,36 @@ typedef struct pcmring_capture {
     uint64_t last_frames;
     uint64_t reported; /* frames reported missing since */
     double last_adc_s;
-    int64_t last_ns;
+    /* the last block that came no later than those before it, and the frames since: how late others are */
+    int64_t punctual_ns;
+    uint64_t since_punctual;
 } pcmring_capture;
 
-/* Frames missing between the last block and this one by the clock: the device's own where it gives one,
- * else the arrival times. An estimate; 0 when the clock shows no gap. */
+/* How far the arrival of a frame may be from its capture, by more than that of the frames before it. */
+#define PCMRING_ARRIVAL_S 0.1
+
+/* Frames for which there was time since the last punctual block. */
+static inline double pcmring_capture_since_(const pcmring_capture *capture, int64_t now_ns)
+{
+    return (double)(now_ns - capture->punctual_ns) * 1e-9 * capture->ring->control->samplerate;
+}
+
+/* Frames missing between the last block and this one by the clock: the device's own, unless it gives none or one that
+ * tells of more time than there was; else the arrival times. An estimate; 0 when the clock shows no gap. */
 static inline uint64_t pcmring_capture_missing_(pcmring_capture *capture, uint64_t frames, double adc_s,
                                                 int64_t now_ns)
 {
     const double samplerate = capture->ring->control->samplerate;
-    double missing;
-    if (capture->last_ns == 0 || samplerate <= 0.0)
+    double elapsed, missing, by_clock;
+    if (capture->punctual_ns == 0 || samplerate <= 0.0)
         return 0;
-    if (capture->last_adc_s > 0.0 && adc_s > capture->last_adc_s && adc_s < 1e300)
-        missing = (adc_s - capture->last_adc_s) * samplerate - (double)capture->last_frames;
-    else
-        missing = (double)(now_ns - capture->last_ns) * 1e-9 * samplerate - (double)frames;
+    elapsed = pcmring_capture_since_(capture, now_ns) - (double)capture->since_punctual;
+    missing = elapsed - (double)frames;
+    if (capture->last_adc_s > 0.0 && adc_s > capture->last_adc_s) {
+        by_clock = (adc_s - capture->last_adc_s) * samplerate - (double)capture->last_frames;
+        if (by_clock <= elapsed + PCMRING_ARRIVAL_S * samplerate)
+            missing = by_clock;
+    }
     missing -= (double)capture->reported;
     if (!(missing >= 0.5 && missing < 9e15))
         return 0;
@@ -121,10 +135,16 @@ static PCMRING_NOINLINE int pcmring_capture_callback(const void *input, void *ou
         accepted = pcmring_write(ring, input, capture->format, frames, &when, &wake);
         if (accepted < frames && ring->policy == PCMRING_BLOCK) /* a device cannot wait for space */
             pcmring_add_gap(ring, frames - accepted, PCMRING_DROPPED, 1);
+        capture->since_punctual += frames + capture->reported;
+        /* a thousandth: more than a device's clock and the computer's differ by */
+        if (pcmring_capture_since_(capture, now_ns) * 0.999 <= (double)capture->since_punctual ||
+            capture->punctual_ns == 0) {
+            capture->punctual_ns = now_ns;
+            capture->since_punctual = 0;
+        }
         capture->last_frames = frames;
         capture->reported = 0;
         capture->last_adc_s = adc_s;
-        capture->last_ns = now_ns;
         if (wake)
             pcmring_wake(ring);
     } else {
