@@ -24,7 +24,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint lint-ruff lint-types lint-stubs lint-cython build-inplace \
-	test-native test-asan test-tsan test-freethreaded campaign coverage bench bench-quick clean distclean
+	test-native test-asan test-tsan test-freethreaded campaign campaign-asan coverage bench bench-quick clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' Makefile
@@ -117,12 +117,16 @@ test-native: ## the ring alone: stress, sanitizers, planted bugs, model (NATIVE=
 # the real stderr, which pytest must not hold back when the process dies.
 SANITIZED = -m 'not slow and not native and not rss' --timeout=900 --capture=sys
 library = $$($${CC:-cc} -print-file-name=$(1))
+UNDER_ASAN = env LD_PRELOAD="$(call library,libasan.so) $(call library,libubsan.so)" PYTHONMALLOC=malloc \
+	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 
 test-asan: ## the Python extension under ASan and UBSan
 	$(call install,$(VENV)-asan,asan,$(PYTHON),test$(comma)audio)
-	cd tests && env LD_PRELOAD="$(call library,libasan.so) $(call library,libubsan.so)" PYTHONMALLOC=malloc \
-	    ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	    $(VENV)-asan/bin/python -m pytest $(SANITIZED) $(PYTEST_ARGS)
+	cd tests && $(UNDER_ASAN) $(VENV)-asan/bin/python -m pytest $(SANITIZED) $(PYTEST_ARGS)
+
+campaign-asan: ## what of the campaign attacks the Python extension, under ASan and UBSan
+	$(call install,$(VENV)-asan,asan,$(PYTHON),test$(comma)audio)
+	cd tests && $(UNDER_ASAN) $(VENV)-asan/bin/python -m faults --only devices,input_fuzz,misuse $(CAMPAIGN_ARGS)
 
 # TSan's shadow memory does not fit every randomised address space. Libraries that were not compiled for it (PulseAudio
 # behind PortAudio) synchronise in ways it does not see: what they do among themselves is not reported.

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from native_support import clean_environment
+
 RATE = 16_000
 BLOCK_FRAMES = 160
 DEADLINE_S = 30.0
@@ -65,7 +67,7 @@ class PulseServer:
         command += ["pulseaudio", "-n", "--daemonize=no", "--use-pid-file=no", "--exit-idle-time=-1"]
         command += ["--realtime=no", "--high-priority=no", "--disable-shm=yes", f"--log-target=file:{self._folder}/log"]
         command += ["-L", self._microphone, "-L", f"module-native-protocol-unix socket={self._socket} auth-anonymous=1"]
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=clean_environment())
         deadline = time.monotonic() + DEADLINE_S
         with socket.socket(socket.AF_UNIX) as client:
             while client.connect_ex(str(self._socket)):

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import random
+import re
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.util import find_spec
+from operator import attrgetter
+from types import SimpleNamespace
 from typing import Any
 
 import hypothesis
@@ -17,9 +23,10 @@ from hypothesis import strategies as st
 
 import pcmring
 from faults.account import require
-from faults.campaign import Try, case
+from faults.campaign import TESTS, Try, case
 from faults.python_rude import own_folders
 from microphones import Devices, Microphone
+from native_support import python_environment, unavailable
 from pcmring import AudioBuffer, BufferClosed, CaptureCallback
 from test_bad_input import make, state
 
@@ -87,32 +94,41 @@ keywords = st.dictionaries(
     max_size=2,
 )
 READ_ONLY = (
-    "get_latest",
-    "read_range",
-    "view",
-    "latest_view",
-    "losses",
-    "gaps",
-    "time_of",
-    "position_at",
-    "statistics",
+    "buffer.get_latest",
+    "buffer.read_range",
+    "buffer.view",
+    "buffer.latest_view",
+    "buffer.losses",
+    "buffer.gaps",
+    "buffer.time_of",
+    "buffer.position_at",
+    "buffer.statistics",
+    "reader.losses",
+    "reader.blocks",
 )
-METHODS = ("write", "read", "read_into", "reader", "mark_gap", "get_fill_level", "__enter__", *READ_ONLY)
-
-
-def _fuzz(attempt: Try, function: Callable[..., None], examples: int, *strategies: Any) -> None:
-    test = settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))(
-        given(*strategies)(function)
-    )
-    hypothesis.seed(attempt.random.randrange(2**32))(test)()
-    attempt.counts["calls"] += examples
+WAITS = ("buffer.read", "buffer.read_into", "buffer.write", "reader.read", "reader.read_into")
+RING_CALLS = (
+    *("buffer.reader", "buffer.mark_gap", "buffer.clear", "buffer.get_fill_level", "buffer.__enter__"),
+    *(*WAITS, *READ_ONLY),
+)
+#: Of the rest: methods of what was made.
+NAMES: dict[str, tuple[str, ...]] = {
+    "AudioBuffer": ("clear", "gaps", "losses", "statistics", "get_fill_level"),
+    "AudioBufferTracker": ("track_buffer", "untrack_buffer", "get_buffer_info", "get_total_buffer_memory"),
+    "AudioConfig": (),
+    "AudioDeviceManager": (),
+    "CaptureCallback": (),
+    "FileSource": (),
+    "GeneratorSource": (),
+    "MemoryMonitor": ("add_cleanup_callback", "remove_cleanup_callback", "stop_monitoring", "get_statistics"),
+    "ResamplingReader": (),
+    "ResourceManager": ("add_weak_ref", "add_cleanup_callback", "remove_temp_file", "get_resource_info"),
+    "W4LMemoryManager": ("set_model",),
+}
 
 
 def _call(function: Callable[..., Any], arguments: list[Any], options: dict[str, Any]) -> bool:
-    """Whether it was taken. Waits are short."""
-    if options.get("timeout", 0) is None or isinstance(options.get("timeout"), (int, float)):
-        options = options | {"timeout": 0.0}
-    arguments = [0.001 if isinstance(a, (int, float)) and a is not True and n else a for n, a in enumerate(arguments)]
+    """Whether it was taken."""
     try:
         function(*arguments, **options)
     except (*PROMISED, Mine, RuntimeError):
@@ -120,62 +136,108 @@ def _call(function: Callable[..., Any], arguments: list[Any], options: dict[str,
     return True
 
 
-@case(short=3, long=300, limit_s=600)
-def every_call_of_a_ring(attempt: Try) -> None:
-    examples = attempt.by_form(100, 1_500, 10_000)
+def _soon(arguments: list[Any], options: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """The same with a wait that ends, where it is one that has a meaning."""
 
-    def check(name: str, arguments: list[Any], options: dict[str, Any], capacity: int) -> None:
-        buffer = make(capacity=capacity)
-        hostile = any(isinstance(value, Hostile) for value in [*arguments, *options.values()])
-        for value in [*arguments, *options.values()]:
-            if isinstance(value, Hostile):
-                value._victim = buffer
-        before = state(buffer)
-        taken = _call(getattr(buffer, name), arguments, options)
+    def brief(timeout: Any) -> Any:
+        return 0.001 if timeout is None or isinstance(timeout, (int, float)) else timeout
+
+    if len(arguments) > 1:
+        return [arguments[0], brief(arguments[1]), *arguments[2:]], options
+    return arguments, options | {"timeout": brief(options.get("timeout", 0.0))}
+
+
+def calls_of_a_ring(policy: str, capacity: int, calls: list[tuple[str, list[Any], dict[str, Any]]]) -> None:
+    """What was refused, or only looks, has changed nothing; afterwards the ring still works."""
+    buffer = make(policy, capacity)
+    things = SimpleNamespace(buffer=buffer, reader=buffer.reader("oldest"))
+    for name, arguments, options in calls:
+        hostile = [value for value in [*arguments, *options.values()] if isinstance(value, Hostile)]
+        for value in hostile:
+            value._victim = buffer
+        before = state(buffer), repr(things.reader)
+        if name in WAITS:
+            arguments, options = _soon(arguments, options)
+        taken = _call(attrgetter(name)(things), arguments, options)
+        if buffer.closed:  # by an argument
+            return
         if (not taken or name in READ_ONLY) and not hostile:
-            require(state(buffer) == before, f"{name}(*{arguments}, **{options}) changed the ring")
-        with suppress(BufferClosed):
-            buffer.write(np.zeros(1, np.float32))  # no claim was left behind
-            buffer.read(1)
-
-    _fuzz(attempt, check, examples, st.sampled_from(METHODS), argument_lists, keywords, st.sampled_from([10, 20_000]))
+            require((state(buffer), repr(things.reader)) == before, f"{name}(*{arguments}, **{options}) changed it")
+    with suppress(BufferClosed):
+        buffer.write(np.zeros(1, np.float32), 0.0)  # no claim was left behind
+        buffer.read(1)
 
 
-@case(short=2, long=300, limit_s=600)
+def calls_of_the_rest(
+    name: str, arguments: list[Any], options: dict[str, Any], calls: list[tuple[int, list[Any]]]
+) -> None:
+    if name == "AudioBuffer":  # not those that a machine could just give
+        arguments = [7 if isinstance(value, int) and 2**16 < value < 2**45 else value for value in arguments]
+    made: list[Any] = []
+    methods = NAMES[name]
+    _call(lambda *a, **k: made.append(getattr(pcmring, name)(*a, **k)), arguments, options)
+    if not made and methods:
+        _call(lambda: made.append(getattr(pcmring, name)(*[9] * (name == "AudioBuffer"))), [], {})
+    for thing in made:
+        for method, more in calls if methods else ():
+            _call(getattr(thing, methods[method % len(methods)]), more, {})
+        repr(thing)
+
+
+#: Of each of the two what it is called with.
+CHECKS: tuple[tuple[Callable[..., None], tuple[st.SearchStrategy[Any], ...]], ...] = (
+    (
+        calls_of_a_ring,
+        (
+            st.sampled_from(["overwrite", "drop", "block"]),
+            st.sampled_from([10, 20_000]),
+            st.lists(st.tuples(st.sampled_from(RING_CALLS), argument_lists, keywords), min_size=1, max_size=6),
+        ),
+    ),
+    (
+        calls_of_the_rest,
+        (
+            st.sampled_from(sorted(NAMES)),
+            argument_lists,
+            keywords,
+            st.lists(st.tuples(st.integers(0, 9), argument_lists), max_size=3),
+        ),
+    ),
+)
+
+
+def _fuzz(attempt: Try, function: Callable[..., None], examples: int, *strategies: st.SearchStrategy[Any]) -> None:
+    test = settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))(
+        given(*strategies)(function)
+    )
+    hypothesis.seed(attempt.random.randrange(2**32))(test)()
+    attempt.counts["examples"] += examples
+
+
+@case(short=3, long=300, limit_s=1800)
+def calls_of_a_ring_one_after_the_other(attempt: Try) -> None:
+    check, strategies = CHECKS[0]
+    _fuzz(attempt, check, attempt.by_form(100, 1_500, 10_000), *strategies)
+
+
+@case(short=2, long=300, limit_s=1800)
 def every_constructor_and_method_of_the_rest(attempt: Try) -> None:
     """Managers, monitor, tracker, resources, settings. What they may do by contract with the system they may do."""
     own_folders(attempt.folder)
     warnings.simplefilter("ignore")
-    examples = attempt.by_form(50, 500, 5_000)
-    names = {
-        "MemoryMonitor": ("add_cleanup_callback", "remove_cleanup_callback", "stop_monitoring", "get_statistics"),
-        "AudioBufferTracker": ("track_buffer", "untrack_buffer", "get_buffer_info", "get_total_buffer_memory"),
-        "ResourceManager": ("add_weak_ref", "add_cleanup_callback", "remove_temp_file", "get_resource_info"),
-        "AudioConfig": (),
-        "AudioDeviceManager": (),
-        "GeneratorSource": (),
-        "ResamplingReader": (),
-        "W4LMemoryManager": ("set_model",),
-    }
+    check, strategies = CHECKS[1]
+    _fuzz(attempt, check, attempt.by_form(50, 500, 5_000), *strategies)
 
-    def check(name: str, arguments: list[Any], options: dict[str, Any], method: int, more: list[Any]) -> None:
-        made: list[Any] = []
-        _call(lambda *a, **k: made.append(getattr(pcmring, name)(*a, **k)), arguments, options)
-        thing = made[0] if made else getattr(pcmring, name)() if names[name] else None
-        if thing is not None and names[name]:
-            _call(getattr(thing, names[name][method % len(names[name])]), more, {})
-            repr(thing)
 
-    _fuzz(
-        attempt,
-        check,
-        examples,
-        st.sampled_from(sorted(names)),
-        argument_lists,
-        keywords,
-        st.integers(0, 9),
-        argument_lists,
-    )
+@case(tiny=0, short=0, long=1, limit_s=7200)
+def guided_by_coverage(attempt: Try) -> None:
+    """faults/guided.py, for an hour."""
+    if find_spec("atheris") is None:
+        unavailable("atheris is not installed")
+    command = [sys.executable, "-m", "faults.guided", "--seconds", "3600", str(attempt.folder)]
+    done = subprocess.run(command, cwd=TESTS, env=python_environment(), capture_output=True, text=True)
+    require(done.returncode == 0, done.stderr[-4000:])
+    attempt.counts["examples"] += int(re.findall(r"^Done (\d+)", done.stderr, re.M)[-1])
 
 
 @case(short=2, long=200, limit_s=300)
@@ -229,7 +291,11 @@ def use_after_close_from_other_threads(attempt: Try) -> None:
             with suppress(*PROMISED, RuntimeError):
                 attribute = getattr(thing, name)
                 if callable(attribute):
-                    attribute(*[own.choice([0, 1, 5, None, np.zeros(3, np.float32)]) for _ in range(own.randint(0, 2))])
+                    arguments = [own.choice([0, 1, 5, None, np.zeros(3, np.float32)]) for _ in range(own.randint(0, 2))]
+                    options: dict[str, Any] = {}
+                    if name in ("read", "read_into", "write"):
+                        arguments, options = _soon(arguments, options)
+                    attribute(*arguments, **options)
                 attempt.counts["calls"] += 1
         closer.join()
         capture.close()
