@@ -10,6 +10,7 @@ import math
 import threading
 import time
 import warnings
+from unittest.mock import ANY  # equals anything
 
 import numpy as np
 import pytest
@@ -458,6 +459,9 @@ def test_each_start_brings_the_same_signal_from_its_beginning():
     ("arguments", "error"),
     [
         ({"kind": "sine"}, ValueError),
+        ({"kind": ANY}, ValueError),
+        ({"kind": "noise", "seed": "7"}, TypeError),
+        ({"kind": "noise", "seed": -1}, ValueError),
         ({"kind": "tone", "samplerate": 0}, ValueError),
         ({"kind": "tone", "samplerate": math.inf}, ValueError),
         ({"kind": "tone", "samplerate": "16000"}, TypeError),

@@ -458,7 +458,7 @@ class GeneratorSource(_PacedSource):
         block_frames: int = 512,
         speed: float = 1.0,
     ) -> None:
-        if kind not in GENERATORS:
+        if not isinstance(kind, str) or kind not in GENERATORS:  # type: ignore[redundant-expr]
             raise ValueError(f"kind must be one of {', '.join(GENERATORS)}, got {kind!r}")
         super().__init__(block_frames, speed)
         self._kind = kind
@@ -471,7 +471,7 @@ class GeneratorSource(_PacedSource):
         if not 0.0 <= amplitude <= 1.0:
             raise ValueError(f"amplitude must be 0.0 to 1.0, got {amplitude!r}")
         self._amplitude = float(amplitude)
-        self._seed = seed
+        self._seed = count(seed, "seed", 0)
 
     @property
     def name(self) -> str:
