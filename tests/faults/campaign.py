@@ -85,6 +85,12 @@ class Case:
     known: str
 
 
+def tests_environment() -> dict[str, str]:
+    """For a child Python that imports what the tests do."""
+    environment = python_environment()
+    return environment | {"PYTHONPATH": f"{TESTS}{os.pathsep}{environment.get('PYTHONPATH', '')}"}
+
+
 _cases: dict[str, list[Case]] = {}
 
 

@@ -17,9 +17,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
+import soundfile
+
 from faults.account import Runs, require
 from faults.campaign import Try, case
 from faults.failing_libc import Failing, preload
+from faults.positions import serials
 from faults.python_rude import file_runs, is_prefix, own_folders
 from microphones import Devices, Microphone
 from native_support import unavailable
@@ -175,6 +179,36 @@ def a_read_only_file_system(attempt: Try) -> None:
             start(manager)
             manager.stop_recording()
             check_whole(attempt, manager)
+
+
+@case(short=2, long=20)
+def a_folder_one_may_not_write_to(attempt: Try) -> None:
+    """EACCES, as another user: a start fails, told once, and works when it may; files that are there are left alone."""
+    if os.getuid() != 0:
+        unavailable("only root may become another user")
+    theirs = attempt.folder / "theirs"
+    theirs.mkdir(mode=0o755)
+
+    def record() -> None:
+        os.setgroups([])
+        os.setresuid(65534, 65534, 0)
+        os.environ |= {"TMPDIR": str(theirs), "XDG_STATE_HOME": str(theirs), "XDG_RUNTIME_DIR": str(theirs)}
+        errors: list[Exception] = []
+        with file_manager() as manager:
+            manager.on_stream_error = errors.append
+            require(not manager.start_recording() and not manager.is_recording, "it records")
+            (error,) = errors
+            require(isinstance(error, RecordingError) and error.errno == errno.EACCES, repr(error))
+            require(list(theirs.iterdir()) == [], "something was made")
+            os.seteuid(0)
+            os.chown(theirs, 65534, 65534)
+            os.seteuid(65534)
+            start(manager)
+            manager.stop_recording()
+            check_whole(attempt, manager)
+
+    attempt.folder.chmod(0o711)
+    require(in_a_child(record) == 0, "the child failed")
 
 
 NAMES = (
@@ -377,12 +411,12 @@ def killed_at_a_random_moment(attempt: Try) -> None:
         if path.stat().st_size == 0:
             attempt.counts["names taken, not yet filled"] += 1
             continue
-        lengths[path.stem] = _length(path)
+        lengths[path.stem] = file_length(path)
     with file_manager() as manager:
         recovered = manager.recover()
         require(len(recovered) <= 1, recovered)
         for path in recovered:
-            length = _length(path)
+            length = file_length(path)
             number = reports[-1][0] if reports else "0"
             lengths[number] = max(length, lengths.get(number, 0))
             attempt.counts["recovered"] += 1
@@ -394,8 +428,47 @@ def killed_at_a_random_moment(attempt: Try) -> None:
     attempt.counts["saved"] += len(lengths)
 
 
-def _length(path: str | Path) -> int:
+def file_length(path: str | Path) -> int:
     """Frames of a file, which must be a prefix of the ramp."""
     runs: Runs = file_runs(path)
     require(is_prefix(runs), path, "has", runs.runs)
     return sum(run[2] for run in runs.runs)
+
+
+@case(short=4, long=100)
+def killed_where_a_wav_grows_past_4_gib(attempt: Try) -> None:
+    """The file, with a hole for most of it, is valid before and behind, and has all but the last second."""
+    own_folders(attempt.folder)
+    own, speed = attempt.random, 20
+    room = own.randint(0, 2 * speed * RATE)  # until the boundary
+    reader, report = os.pipe()
+
+    def record() -> None:
+        with file_manager(Microphone(speed=speed), subtype="FLOAT") as manager:
+            start(manager)
+            until(lambda: manager.get_buffer_info()["file_frames"])
+            os.truncate(manager.get_audio_file(), 2**32 - 4 * room)
+            until(lambda: manager.get_buffer_info()["file_frames"] > 2**30 - room + RATE)
+            while True:
+                os.write(report, b"%d\n" % manager.buffer.frames_written)
+                time.sleep(0.002)
+
+    pid = fork(record)
+    os.close(report)
+    with open(reader) as lines:
+        require(lines.readline(), "it did not record")
+        time.sleep(own.uniform(0.0, 2.0))
+        os.kill(pid, signal.SIGKILL)
+        ended(pid)
+        captured = int(lines.read().split()[-1])
+    with file_manager() as manager:
+        (path,) = manager.recover()
+    with soundfile.SoundFile(path) as file:
+        require(file.frames * 4 < os.path.getsize(path) <= file.frames * 4 + 100, file, os.path.getsize(path))
+        file.seek(file.frames - 3 * speed * RATE)
+        audio = file.read(dtype="float32", always_2d=True)
+        attempt.counts[file.format] += 1
+    behind = audio[int(np.argmax(audio != 0)) :]
+    have = serials(behind, 0)
+    require((np.diff(have) == 1).all(), path, "has a hole that nobody made")
+    require(captured - have[-1] <= speed * RATE, captured, "captured, the last in the file is", have[-1])

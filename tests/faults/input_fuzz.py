@@ -18,6 +18,7 @@ from typing import Any
 import hypothesis
 import hypothesis.extra.numpy as hnp
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -26,7 +27,7 @@ from faults.account import require
 from faults.campaign import TESTS, Try, case
 from faults.python_rude import own_folders
 from microphones import Devices, Microphone
-from native_support import python_environment, unavailable
+from native_support import python_environment
 from pcmring import AudioBuffer, BufferClosed, CaptureCallback
 from test_bad_input import make, state
 
@@ -233,7 +234,7 @@ def every_constructor_and_method_of_the_rest(attempt: Try) -> None:
 def guided_by_coverage(attempt: Try) -> None:
     """faults/guided.py, for an hour."""
     if find_spec("atheris") is None:
-        unavailable("atheris is not installed")
+        pytest.skip("atheris is not installed")
     command = [sys.executable, "-m", "faults.guided", "--seconds", "3600", str(attempt.folder)]
     done = subprocess.run(command, cwd=TESTS, env=python_environment(), capture_output=True, text=True)
     require(done.returncode == 0, done.stderr[-4000:])

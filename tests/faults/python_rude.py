@@ -21,11 +21,11 @@ import soundfile
 
 from conftest import Crew
 from faults.account import ReaderAccount, Runs, require, settle
-from faults.campaign import TESTS, Try, case
+from faults.campaign import Try, case, tests_environment
 from faults.load import BLOCK, LIMIT_S, RATE, read_all
 from faults.positions import frames
 from microphones import Devices, Microphone
-from native_support import Foreign, python_environment
+from native_support import Foreign
 from patience import DEADLINE_S, until
 from pcmring import AudioBuffer, BufferClosed, CaptureCallback, FileBasedAudioManager
 
@@ -46,7 +46,8 @@ def _hold_in_c(hold_s: float, own: random.Random) -> None:
 
 
 def _collect_garbage(hold_s: float, own: random.Random) -> None:
-    objects = [[None] for _ in range(int(1e6 * min(1.0, hold_s)))]
+    """Of at least half a million objects, of a million from half a second on."""
+    objects = [[None] for _ in range(int(1e6 * min(1.0, 0.5 + hold_s)))]
     for one in objects:
         one[0] = objects
     del objects, one
@@ -134,7 +135,8 @@ def rude_while_a_device_captures(attempt: Try) -> None:
     """Every frame of a C thread's 10 ms blocks arrives, whatever Python does for 10 ms to 5 s."""
     own = attempt.random
     rude = RUDE[attempt.number % len(RUDE)]
-    hold_s = own.uniform(0.01, attempt.by_form(0.1, 0.6, 5.0))
+    longest_s = attempt.by_form(0.1, 0.6, 5.0)
+    hold_s = longest_s if attempt.number < len(RUDE) else own.uniform(0.01, longest_s)
     audio = frames(0, round((hold_s + 0.3) * RATE), 2, "int32")
     crew, foreign = Crew(), Foreign(attempt.folder)
     with AudioBuffer(len(audio), 2, "int32", samplerate=RATE) as buffer:
@@ -330,7 +332,7 @@ def the_interpreter_ends_while_recording(attempt: Try) -> None:
     what, program, code = ENDS[attempt.number % len(ENDS)]
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", "-c", _PREAMBLE + program],
-        env=python_environment() | {"PYTHONPATH": f"{TESTS}{os.pathsep}{python_environment().get('PYTHONPATH', '')}"},
+        env=tests_environment(),
         capture_output=True,
         text=True,
         timeout=DEADLINE_S,
