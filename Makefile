@@ -24,7 +24,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint lint-ruff lint-types lint-stubs lint-cython build-inplace \
-	test-native test-asan test-tsan test-freethreaded campaign campaign-asan coverage bench bench-quick clean distclean
+	test-native test-asan test-tsan test-freethreaded campaign campaign-asan mutants coverage bench bench-quick clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' Makefile
@@ -149,6 +149,11 @@ test-freethreaded: ## all tests on a free-threaded Python (PYTHON3T=path), the G
 CAMPAIGN_ARGS ?= --short
 campaign: install ## everything that can go wrong, again and again, each frame accounted for; at most 5 minutes
 	cd tests && $(VENV)/bin/python -m faults $(CAMPAIGN_ARGS)
+
+# MUTANTS="_session,hysteresis": those of which the file or the name has one of these parts.
+MUTANTS ?=
+mutants: install ## errors planted in a copy of the Python and Cython code, which the tests must catch; half an hour
+	$(VENV)/bin/python scripts/mutants.py --only '$(MUTANTS)'
 
 # In a copy unpacked from the sdist, since it is built in place with flags nobody else wants. Stress
 # shows nothing more under a tracer and takes for ever. Sound cards are recorded from in processes of their
