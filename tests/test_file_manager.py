@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -310,6 +311,7 @@ def test_a_saved_recording_is_out_of_care(manager, folder, place):
     audio = frames_of(path)
     saved = manager.save_as(place / "saved.wav")
     assert saved == manager.get_audio_file() == str(place / "saved.wav")
+    assert stat.S_IMODE(os.stat(saved).st_mode) == 0o600
     assert (os.listdir(folder), manager.get_audio_files()) == ([], [])
     assert manager.resource_manager.get_temp_files() == []
     manager.cleanup()
@@ -506,6 +508,22 @@ os.kill(os.getpid(), signal.SIGKILL)
         manager.release_audio_file(path)
         manager.cleanup()
     assert os.listdir(folder) == []
+
+
+def test_what_recover_cannot_repair_is_kept_as_it_is(folder):
+    program = """
+import signal
+file = FileBasedAudioManager(AudioDeviceManager()).resource_manager.create_temp_file(".ogg")
+with open(file.path, "r+b") as stream:
+    stream.write(b"OggS" * 100)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", PROGRAM + program], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    with FileBasedAudioManager(devices()) as manager:
+        (path,) = manager.recover()
+        manager.cleanup()
+        assert Path(path).read_bytes() == b"OggS" * 100
 
 
 def test_a_program_that_ends_while_recording_leaves_a_whole_file(folder):

@@ -145,6 +145,21 @@ assert monitor.get_statistics()["last_cleanup"]["freed_bytes"] > 96 * MB
 
 @linux_only
 @pytest.mark.rss
+def test_a_cleanup_gives_back_what_the_c_library_keeps() -> None:
+    run("""
+import ctypes, sys
+from pcmring.memory_manager import MemoryMonitor
+if not hasattr(ctypes.CDLL(None), "malloc_trim"):
+    sys.exit()
+blocks = [bytearray(64 << 10) for _ in range(2000)]
+last = blocks.pop()  # it lies on top of what is freed, which malloc then keeps
+blocks.clear()
+assert MemoryMonitor().cleanup(force=True) > 100 << 20
+""")
+
+
+@linux_only
+@pytest.mark.rss
 def test_over_the_limit_while_recording_cleanup_runs_once_and_loses_nothing(tmp_path: Path) -> None:
     """Both modes at once: a ring being written and read, and a file being recorded, beside a pool that gives back."""
     run(

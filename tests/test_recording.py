@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import os
 import pickle
 import shutil
@@ -18,7 +20,7 @@ import numpy as np
 import pytest
 
 from pcmring import AudioBuffer
-from pcmring._encoders import WAV_SAMPLES, repair, wav_header
+from pcmring._encoders import WAV_SAMPLES, make_encoder, repair, wav_header
 from pcmring._recording import Recording, RecordingError
 from pcmring.devices import GeneratorSource, ResamplingReader
 from stalled_disk import StalledDisk
@@ -112,6 +114,15 @@ def test_d3_d4_floats_become_integers_of_the_right_scale_and_saturate(tmp_path, 
         buffer.write(np.array(values, np.float32))
     got, _ = soundfile.read(tmp_path / "a", dtype="int32")
     assert (got >> (32 - bits)).tolist() == wanted
+
+
+def test_a_wav_of_an_odd_number_of_bytes_is_padded(tmp_path):
+    with ring() as buffer, recording(buffer, tmp_path / "a.wav", subtype="PCM_24"):
+        buffer.write(noise(1001))
+    riff = (tmp_path / "a.wav").read_bytes()
+    assert len(riff) % 2 == 0
+    assert int.from_bytes(riff[4:8], "little") == len(riff) - 8
+    assert len(recorded(tmp_path / "a.wav")) == 1001
 
 
 def test_float_files_keep_what_is_louder_than_full_scale(tmp_path):
@@ -208,6 +219,16 @@ def test_a_running_recording_can_be_read_up_to_its_last_flush(tmp_path, format, 
         np.testing.assert_array_equal(got, audio[: len(got)])
 
 
+@each_format
+def test_what_comes_after_a_flush_goes_behind_what_was_there(tmp_path, format, subtype):
+    audio = noise(20_000)
+    with ring() as buffer, recording(buffer, tmp_path / "a", format=format, subtype=subtype) as running:
+        buffer.write(audio[:9000])
+        until(lambda: running.frames > 8000)
+        buffer.write(audio[9000:])
+    np.testing.assert_array_equal(recorded(tmp_path / "a"), audio)
+
+
 @pytest.mark.parametrize("subtype", list(WAV_SAMPLES))
 def test_repair_makes_a_header_tell_of_every_whole_frame(tmp_path, subtype):
     audio = noise(1003, 2)
@@ -248,7 +269,7 @@ def test_a_wav_that_grows_past_4_gib_becomes_rf64_in_place(tmp_path):
     first, last = noise(100), noise(100, seed=1)
     frames = (2**32 - 1 - 72) // 2
     path.write_bytes(wav_header(RATE, 1, "PCM_16", 100) + first.tobytes())
-    for extra, wanted in ((0, "WAV"), (100, "RF64")):
+    for extra, wanted in ((0, "WAV"), (1, "RF64")):
         try:
             os.truncate(path, 80 + 2 * (frames + extra))  # a hole: it takes no place on the disk
         except OSError as error:
@@ -374,6 +395,32 @@ def test_a_thread_that_is_out_of_memory_ends_the_recording_once_and_keeps_what_w
         assert running.error.reason == "MemoryError()"
         assert running.frames > 2 * RATE
         np.testing.assert_array_equal(recorded(tmp_path / "a"), audio[: running.frames])
+
+
+def test_a_flac_has_nothing_after_a_block_that_could_not_be_written(tmp_path):
+    """Also where the disk works again."""
+
+    class Disk(io.FileIO):
+        fails = False
+
+        def write(self, data) -> int:
+            if self.fails:
+                self.fails = False
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().write(data)
+
+    audio = noise(12_000)
+    block = audio.astype(np.float32) / 2**15
+    with Disk(tmp_path / "a.flac", "w+") as disk:
+        encoder = make_encoder(disk, "FLAC", RATE, 1, "PCM_16")
+        encoder.append(block[:5000])
+        disk.fails = True
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            encoder.append(block[5000:])
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            encoder.finish()
+    np.testing.assert_array_equal(recorded(tmp_path / "a.flac"), audio[: encoder.frames])
+    assert encoder.frames == 4096
 
 
 def test_a_disk_without_room_for_a_header_refuses_the_recording(small_disk):

@@ -8,12 +8,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from microphones import Devices, Microphone, playing, ramp, ramp_file
 from patience import DEADLINE_S, until
+from pcmring._session import CaptureSession
+from pcmring._sources import SourceCounters
 from pcmring.buffer_manager import StreamingAudioManager
 from pcmring.devices import SourceError
 from virtual_mic import VirtualMics, virtual_mics
@@ -31,9 +34,9 @@ class Losing:
         self.microphone = Microphone()
         self.manager = StreamingAudioManager(Devices(lambda: self.microphone, **settings))
         self.errors: list[Exception] = []
-        self.recovered: list[bool] = []
+        self.recovered: list[str] = []
         self.manager.on_stream_error = self.errors.append
-        self.manager.on_stream_recovered = lambda: self.recovered.append(self.manager.is_recording)
+        self.manager.on_stream_recovered = lambda: self.recovered.append(self.manager.state)
 
     def begin(self) -> None:
         assert self.manager.start_recording()
@@ -66,7 +69,7 @@ def test_a_lost_device_is_told_once_and_reopened_and_the_gap_has_its_length(losi
     losing.microphone.plugged.set()
     until(lambda: losing.recovered)
     back_at = time.monotonic()
-    assert losing.recovered == [True]
+    assert losing.recovered == ["capturing"]
     until(lambda: losing.manager.buffer.frames_written >= before + 1600)
     losing.manager.stop_recording()
     assert [(type(error), "unplugged" in str(error)) for error in losing.errors] == [(SourceError, True)]
@@ -101,6 +104,47 @@ def test_a_device_is_lost_and_found_again_and_again(losing):
     assert len(losing.errors) == 3
     assert losing.manager.get_buffer_info()["gaps"] == 3
     assert losing.manager.state == "capturing"
+
+
+def test_overflows_of_a_device_count_on_when_it_is_reopened(losing):
+    class Overflowing(Microphone):
+        @property
+        def counters(self) -> SourceCounters:
+            return replace(super().counters, overflows=3)
+
+    losing.microphone = Overflowing()
+    losing.begin()
+    losing.lose()
+    losing.microphone.plugged.set()
+    until(lambda: losing.recovered)
+    assert losing.manager.get_buffer_info()["overflows"] == 6
+
+
+def test_a_silent_device_is_noticed_also_where_every_sleep_is_too_long():
+    class Late(Microphone):
+        goes_on = threading.Event()
+
+        def _blocks(self):
+            yield ramp(0, 160)
+            assert self.goes_on.wait(DEADLINE_S)
+
+        def wait(self, timeout: float | None = None) -> bool:
+            time.sleep(timeout + 0.3)  # what such a machine does
+            return not self.active
+
+    losing = Losing()
+    losing.microphone = Late()
+    with losing.manager:
+        losing.begin()
+        try:
+            until(lambda: losing.manager.state == "recovering", 10.0)
+        finally:
+            losing.microphone.goes_on.set()
+
+
+def test_a_device_with_long_blocks_may_be_silent_for_ten_of_them():
+    assert CaptureSession(Devices(Microphone, block_frames=8000)).silence_limit_s == 5.0
+    assert CaptureSession(Devices(Microphone)).silence_limit_s == 1.0
 
 
 def test_handlers_that_raise_do_not_end_the_recovery(losing, caplog):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import os
 import threading
 import time
@@ -18,9 +19,18 @@ import pytest
 
 from microphones import Devices, Microphone, playing, ramp, ramp_file
 from patience import DEADLINE_S, until
+from pcmring import AudioBuffer
+from pcmring._delivery import Delivery, StreamHandlers
 from pcmring.buffer_manager import StreamingAudioManager
-from pcmring.devices import AudioConfig, AudioDeviceManager, FileSource, GeneratorSource
-from pcmring.memory_manager import MemoryMonitor
+from pcmring.devices import (
+    AudioConfig,
+    AudioDeviceManager,
+    FileSource,
+    GeneratorSource,
+    ResamplingReader,
+    SourceError,
+)
+from pcmring.memory_manager import MemoryMonitor, MemoryUnreadable
 from virtual_mic import call, need, virtual_mics
 
 need("soundfile", "soxr", "psutil")
@@ -269,6 +279,45 @@ def test_a_callback_that_never_returns_loses_only_for_itself_and_is_bounded(tmp_
         np.testing.assert_array_equal(np.concatenate(got)[-16_000:], ramp(39 * 16_000, 16_000))
 
 
+def test_a_callback_that_takes_nothing_after_the_stop_is_told_of(monkeypatch, caplog):
+    monkeypatch.setattr("pcmring._streaming.DRAIN_S", 0.05)
+    with StreamingAudioManager(tone()) as manager:
+        stuck, go_on = threading.Event(), threading.Event()
+
+        def callback(audio):
+            stuck.set()
+            assert go_on.wait(DEADLINE_S)
+
+        manager.on_audio_data = callback
+        manager.start_recording()
+        assert stuck.wait(DEADLINE_S)
+        manager.stop_recording()
+        go_on.set()
+    assert caplog.text.count("on_audio_data has not taken all audio") == 1
+
+
+def test_a_delivery_that_ends_while_it_waits_calls_with_no_empty_block(crew):
+    handlers, got = StreamHandlers(), []
+    handlers.on_audio_data = got.append
+    with AudioBuffer(1600, samplerate=16_000) as buffer:
+        delivery = Delivery(ResamplingReader(buffer, start=0), handlers, 512)
+        crew.wait_until_asleep(delivery.thread)
+        assert delivery.close()
+        delivery.thread.join(DEADLINE_S)
+    assert got == []
+
+
+def test_the_program_is_told_again_when_frames_are_lost_again():
+    with StreamingAudioManager(Devices(lambda: GeneratorSource("noise", speed=200))) as manager:
+        full = []
+        manager.on_buffer_full = lambda: full.append(1)
+        manager.start_recording()
+        for times in range(1, 3):
+            with manager.reader(guard=True):
+                until(lambda times=times: len(full) == times)
+            until(lambda: not manager._session._is_losing)
+
+
 def test_the_program_is_told_once_when_a_guarded_reader_fills_the_ring():
     """D35."""
     with StreamingAudioManager(Devices(lambda: GeneratorSource("noise", speed=200))) as manager:
@@ -472,6 +521,34 @@ def test_a_device_that_cannot_be_opened_is_an_error_told_once_and_the_next_start
     manager.cleanup()
 
 
+def test_a_device_that_fails_at_the_start_is_closed_and_its_ring_given_back(second):
+    class Busy(FileSource):
+        def start(self, buffer, **settings) -> None:
+            raise SourceError(self.name, "busy")
+
+    source = Busy(second)
+    with StreamingAudioManager(Devices(lambda: source)) as manager:
+        assert not manager.start_recording()
+        with pytest.raises(RuntimeError, match="not open"):
+            _ = source.samplerate
+        assert manager.buffer_tracker.get_total_buffer_memory() == 0
+
+
+def test_a_ring_that_nobody_reads_goes_on_from_its_first_frame_on(second):
+    class Eager(FileSource):
+        """Brings more than the ring holds before anybody else has a turn."""
+
+        def start(self, buffer, **settings) -> None:
+            buffer.write(np.zeros(40 * 16_000, np.float32))
+            super().start(buffer, **settings)
+
+    with StreamingAudioManager(Devices(lambda: Eager(second, speed=math.inf))) as manager:
+        assert manager.start_recording()
+        until(lambda: not manager.is_recording)
+        assert manager.get_buffer_info()["frames_lost"]["dropped"] == 0
+        np.testing.assert_array_equal(manager.get_latest_audio(1.5), ramp(0, 24_000))
+
+
 def test_a_source_that_fails_for_good_ends_the_recording(second):
     """D33."""
 
@@ -570,6 +647,21 @@ def test_memory_over_the_limit_while_recording_is_cleaned_up_once_and_no_audio_i
         del memory
         assert calls == [1]
         np.testing.assert_array_equal(manager.get_latest_audio(30), ramp(0, microphone.counters.frames))
+
+
+def test_a_recording_goes_on_though_memory_cannot_be_read():
+    monitor, failures = MemoryMonitor(), []
+
+    def fail() -> int:
+        failures.append(1)
+        raise MemoryUnreadable("no /proc")
+
+    with StreamingAudioManager(tone(), monitor) as manager:
+        assert manager.start_recording()
+        assert manager.wait_ready(DEADLINE_S)
+        monitor._read_usage = fail
+        until(lambda: len(failures) > 1)
+        assert (manager.state, manager.last_error) == ("capturing", None)
 
 
 def test_the_tracker_counts_the_ring_until_it_is_given_back():
