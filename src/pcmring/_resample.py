@@ -472,8 +472,7 @@ class ResampledBlocks:
             while True:
                 source._pump(self._frames, deadline)
                 got = len(source._run)
-                if got < self._frames and source._runs:  # too short, and a loss follows
-                    source._note_loss(source._position + got)
+                if got < self._frames and source._runs:  # too short, and a loss follows: it is a part of that
                     source._run = source._run[got:]
                     continue
                 break
