@@ -9,6 +9,7 @@ import os
 import pickle
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -92,6 +93,11 @@ def test_the_file_holds_what_the_ring_held_bit_for_bit(tmp_path, format, subtype
     assert (about.frames, about.samplerate, about.channels) == (len(audio), RATE, channels)
     assert (about.format, about.subtype) == (format, subtype)
     np.testing.assert_array_equal(recorded(path), audio)
+
+
+def test_a_new_file_is_its_users_alone(tmp_path):
+    with ring() as buffer, recording(buffer, tmp_path / "a.wav"):
+        assert stat.S_IMODE((tmp_path / "a.wav").stat().st_mode) == 0o600
 
 
 def test_a_wav_is_one_that_pythons_wave_reads(tmp_path):
@@ -182,6 +188,7 @@ def test_gaps_are_left_out_and_reported_by_their_place_in_the_file(tmp_path, sam
     need("soxr")
     with ring() as buffer:
         buffer.write(noise(100))
+        buffer.mark_gap(7, "paused")  # before the file
         with recording(buffer, tmp_path / "a.wav", samplerate=samplerate) as running:
             buffer.write(noise(1000))
             buffer.mark_gap(480, "device_overflow", False)
@@ -189,6 +196,16 @@ def test_gaps_are_left_out_and_reported_by_their_place_in_the_file(tmp_path, sam
     scale = RATE // samplerate
     assert running.frames == 2000 // scale
     assert running.gaps() == [(1000 // scale, 480 // scale, "device_overflow", False)]
+
+
+def test_gaps_that_the_ledger_forgot_are_still_those_of_the_file(tmp_path):
+    with ring() as buffer, recording(buffer, tmp_path / "a.wav") as running:
+        for gaps in (200, 400):  # the ledger keeps 256
+            for _ in range(200):
+                buffer.write(noise(10))
+                buffer.mark_gap(5, "paused")
+            buffer.write(noise(10))
+            until(lambda gaps=gaps: len(running.gaps()) == gaps)
 
 
 def test_what_a_ring_overwrote_before_it_was_in_the_file_is_a_gap_too(tmp_path):

@@ -310,7 +310,11 @@ def test_releasing_a_recording_is_refused(manager: ResourceManager) -> None:
     file.finish()
     file.release()
     file.release()
+    file.finish()  # no way back
     assert file.state == "released"
+    manager.cleanup()
+    file.release()
+    assert file.state == "gone"
 
 
 def test_d21_a_file_that_is_gone_is_no_longer_listed(manager: ResourceManager, tmp_path: Path) -> None:
@@ -897,6 +901,18 @@ def test_d35_a_weak_reference_means_something(manager: ResourceManager) -> None:
     assert manager.get_resource_info()["weak_refs_count"] == 0
 
 
+def test_what_is_alive_when_the_program_ends_has_not_died(program: Program) -> None:
+    process = program(
+        """
+class Owner: pass
+owner = Owner()
+manager.add_weak_ref(owner, lambda: say("died"))
+say("ends")
+"""
+    )
+    assert process.communicate(timeout=100) == ('"ends"\n', "")
+
+
 def test_d35_a_manager_is_a_context_manager(tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     path.write_bytes(AUDIO)
@@ -908,6 +924,16 @@ def test_d35_a_manager_is_a_context_manager(tmp_path: Path) -> None:
     assert calls == [1]
     manager.close()
     assert calls == [1]
+
+
+def test_a_closed_manager_is_not_called_by_its_monitor() -> None:
+    monitor, calls = MemoryMonitor(), []
+    manager = ResourceManager(monitor)
+    manager.add_cleanup_callback(lambda: calls.append(1))
+    manager.close()
+    monitor.cleanup(force=True)
+    assert calls == [1]  # by `close`
+    assert monitor.get_statistics()["cleanup_callbacks"] == 0
 
 
 def test_d18_arrays_are_told_apart_by_identity(manager: ResourceManager) -> None:

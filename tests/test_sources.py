@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from native_support import IS_REQUIRED
+from patience import until
 from pcmring import AudioBuffer, BufferClosed
 from pcmring.devices import FileSource, GeneratorSource, ResamplingReader, Source, SourceError
 from virtual_mic import VirtualMics, need, virtual_mics
@@ -750,6 +751,16 @@ def test_closing_the_reader_wakes_its_wait(crew):
         assert reader.closed
 
 
+def test_a_long_read_takes_from_the_ring_before_it_is_full(crew):
+    with AudioBuffer(1000, dtype="int16", samplerate=16000, policy="drop") as buffer:
+        reader = ResamplingReader(buffer, guard=True)
+        crew.start(reader.read, 1000, None)
+        buffer.write(np.zeros(250, np.int16))
+        until(lambda: buffer.fill == 0)
+        buffer.close()
+        crew.join()
+
+
 @needs_soxr
 def test_more_than_the_ring_holds_can_be_read_at_once(crew):
     """The wait is for slices of the ring, which is emptied meanwhile."""
@@ -837,12 +848,29 @@ def test_windows_overlap_and_the_last_is_shorter():
     with AudioBuffer(10_000, samplerate=48000) as buffer, ResamplingReader(buffer, 16000) as reader:
         buffer.write(audio)
         buffer.close()
-        blocks = list(reader.blocks(1000, hop=400))
+        blocks = []
+        for block in reader.blocks(1000, hop=400):
+            blocks.append(block._replace(array=block.array.copy()))
+            block.array[:] = 9.0  # it is the caller's own
         assert [(block.start, block.frames, block.lost) for block in blocks] == [
             (at, min(1000, 3000 - at), 0) for at in range(0, 2400, 400)
         ]
         for block in blocks:
             np.testing.assert_array_equal(block.array, expected[block.start : block.start + block.frames])
+
+
+@needs_soxr
+def test_the_first_frame_after_a_loss_has_its_place_in_both_directions():
+    with AudioBuffer(4000, samplerate=48000) as buffer, ResamplingReader(buffer, 16000, start=0) as reader:
+        for _ in range(2):
+            buffer.write(noise(3000))
+        assert buffer.oldest == 2000  # between two output frames
+        while len(reader.read(1000)):
+            pass
+        ((_, last),) = reader.losses()
+        assert last == 667
+        assert reader.ring_position(last) == 2000
+        assert reader.output_position(2000) == last
 
 
 @needs_soxr
