@@ -120,7 +120,7 @@ def test_overflows_of_a_device_count_on_when_it_is_reopened(losing):
     assert losing.manager.get_buffer_info()["overflows"] == 6
 
 
-def test_a_silent_device_is_noticed_also_where_every_sleep_is_too_long():
+def test_a_silent_device_is_noticed_also_where_every_sleep_is_too_long_and_the_silence_is_in_the_gap():
     class Late(Microphone):
         goes_on = threading.Event()
 
@@ -140,6 +140,8 @@ def test_a_silent_device_is_noticed_also_where_every_sleep_is_too_long():
             until(lambda: losing.manager.state == "recovering", 10.0)
         finally:
             losing.microphone.goes_on.set()
+        until(lambda: losing.recovered)
+        assert losing.manager.buffer.gaps()[0].frames >= 16_000  # a second, after which it was noticed
 
 
 def test_a_device_with_long_blocks_may_be_silent_for_ten_of_them():

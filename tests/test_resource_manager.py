@@ -848,7 +848,10 @@ if pid == 0:
     assert manager.get_temp_files() == []
     assert not manager.remove_temp_file(plain)
     assert not file.is_deletable and not file.delete()
+    mine = [os.open(os.devnull, os.O_RDONLY) for _ in range(2)]  # numbers that the parent's locks had
     recording.finish(); file.forget()
+    for fd in mine:
+        os.fstat(fd)
     own = finished(); own.release()
     assert manager.cleanup() == 1
     manager.close()

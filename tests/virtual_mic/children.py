@@ -10,6 +10,7 @@ import gc
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -617,14 +618,18 @@ def manager_forks() -> dict[str, Any]:
         manager.start_recording()
         manager.wait_ready(DEADLINE_S)
         read_end, write_end = os.pipe()
+        end_lock = manager._session._end_lock
+        end_lock.acquire()  # as by a thread that ends the recording just now, which the child has not
         child = os.fork()
         if child == 0:
+            signal.alarm(int(DEADLINE_S))
             facts = [manager.is_recording, len(manager.get_latest_audio())]
             manager.stop_recording()
             facts += [manager.start_recording(), manager.wait_ready(DEADLINE_S)]
             manager.cleanup()
             os.write(write_end, json.dumps(facts).encode())
             os._exit(0)
+        end_lock.release()
         os.close(write_end)
         with open(read_end, "rb") as answer:
             facts = json.loads(answer.read())
