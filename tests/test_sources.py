@@ -589,6 +589,28 @@ def test_a_buffer_of_another_format_is_refused():
         source.start(buffer)
 
 
+def test_a_ring_that_waits_for_its_reader_gets_every_frame():
+    wanted = np.random.default_rng(0).uniform(-0.5, 0.5, (10_000, 1)).astype(np.float32)
+    with AudioBuffer(1000, samplerate=16_000, policy="block") as buffer:
+        reader = buffer.reader(0, guard=True)
+        source = GeneratorSource("noise", block_frames=1600, speed=math.inf)
+        source.start(buffer)
+        got = np.concatenate([reader.read(500, DEADLINE_S) for _ in range(20)])
+        source.stop()
+    np.testing.assert_array_equal(got, wanted)
+
+
+def test_an_interruption_is_as_long_as_the_time_that_no_frame_is_of():
+    with AudioBuffer(32_000, samplerate=16_000) as buffer:
+        source = GeneratorSource("tone", block_frames=16_000, speed=math.inf)
+        source.start(buffer, missing_since_ns=time.monotonic_ns() - 2_000_000_000)
+        until(lambda: source.counters.blocks)
+        source.stop()
+        (gap,) = buffer.gaps()
+    assert (gap.position, gap.cause, gap.exact) == (0, "reopened", False)
+    assert 16_000 <= gap.frames < 28_000  # two seconds, one of which is the block's
+
+
 def test_an_ended_source_can_be_started_again_without_a_stop(tmp_path):
     path = write_file(tmp_path / "a.wav", np.zeros(100))
     with FileSource(path, speed=math.inf) as source, AudioBuffer(1000) as buffer:

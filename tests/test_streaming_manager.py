@@ -549,6 +549,13 @@ def test_a_ring_that_nobody_reads_goes_on_from_its_first_frame_on(second):
         np.testing.assert_array_equal(manager.get_latest_audio(1.5), ramp(0, 24_000))
 
 
+def test_who_waits_for_audio_that_never_comes_is_told_when_the_recording_ends(tmp_path):
+    with StreamingAudioManager(playing(ramp_file(tmp_path / "empty.wav", 0))) as manager:
+        assert manager.start_recording()
+        assert not manager.wait_ready()
+        assert manager.state == "finished"
+
+
 def test_a_source_that_fails_for_good_ends_the_recording(second):
     """D33."""
 
