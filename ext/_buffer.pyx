@@ -88,6 +88,16 @@ cdef extern from "claim.h":
     void pcmring_pins_close(uint32_t *pins)
     bint pcmring_pins_closed(uint32_t *pins)
 
+cdef extern from "quick.h":
+    """
+    PCMRING_QUICK(write)
+    PCMRING_QUICK(read_into)
+    PCMRING_QUICK(reader_read_into)
+    """
+    void write_install(object type, const char *name)
+    void read_into_install(object type, const char *name)
+    void reader_read_into_install(object type, const char *name)
+
 cdef extern from "mapping.h" nogil:
     bint PCMRING_CAN_MIRROR
     size_t pcmring_page_bytes()
@@ -293,8 +303,7 @@ cdef list copied(object losses):
 
 cdef inline bint is_mapped(AudioBuffer buffer, const uint8_t *address) noexcept:
     """Whether it lies in the buffer's own memory."""
-    cdef size_t mapped = 2 * buffer.bytes - buffer.mirror_from if buffer.mirror_from else buffer.bytes
-    return <size_t>address - <size_t>buffer.base < mapped
+    return <size_t>address - <size_t>buffer.base < buffer.mapped_bytes
 
 
 cdef inline object written_count(AudioBuffer buffer, uint64_t frames):
@@ -407,6 +416,7 @@ cdef class AudioBuffer:
         self.samplerate = samplerate
         self.policy = policy
         self.blocks_producer = config.policy == PCMRING_BLOCK
+        self.quick_frames = 0 if self.blocks_producer else (GIL_BYTES - 1) // self.frame_bytes
         self.name = name
         self.last_written_int = self.last_read_int = 0
 
@@ -440,6 +450,7 @@ cdef class AudioBuffer:
             if self.base == NULL:
                 raise MemoryError(f"no memory for {plan.total_bytes} bytes of ring")
         self.bytes = plan.total_bytes
+        self.mapped_bytes = 2 * self.bytes - self.mirror_from if self.mirror_from else self.bytes
         pcmring_init(self.ring, self.base, &config)
         self.generation = generation
         pcmring_reader_open(&self.own, config.first_position)
@@ -664,7 +675,7 @@ cdef class AudioBuffer:
         cdef uint32_t src_format
         cdef uint64_t frames, accepted
         cdef int64_t deadline_ns = PCMRING_FOREVER
-        cdef int wake = 0
+        cdef int wake
         if timeout is not None:  # first: a __float__ may do anything, also reshape `data`
             deadline_ns = deadline_of(timeout)
         src_format = plain_format(data, self.channels)
@@ -672,14 +683,6 @@ cdef class AudioBuffer:
             data, src_format = self.as_block(data)
         src = <const uint8_t *>cnp.PyArray_DATA(<cnp.ndarray>data)
         frames = <uint64_t>cnp.PyArray_DIM(<cnp.ndarray>data, 0)
-
-        if (pcmring_gil_claims(&self.producer, &self.pins) and self.generation == generation
-                and frames * self.frame_bytes < GIL_BYTES and not self.blocks_producer and not is_mapped(self, src)):
-            accepted = pcmring_write(self.ring, src, src_format, frames, NULL, &wake)
-            if wake:
-                self.wake_readers()
-            return written_count(self, accepted)
-
         self.acquire_producer()
         try:
             if is_mapped(self, src):  # a view of this ring: it would move under us
@@ -901,13 +904,6 @@ cdef class AudioBuffer:
         cdef cnp.ndarray into = check_out(self, out)
         cdef uint64_t frames = <uint64_t>cnp.PyArray_DIM(into, 0)
         cdef uint64_t before, first = 0, got
-        if (deadline_ns == 0 and pcmring_gil_claims(&self.own_busy, &self.pins) and self.generation == generation
-                and frames * self.frame_bytes < GIL_BYTES and self.own.counts_fill):
-            before = self.own.position
-            got = pcmring_read(self.ring, &self.own, cnp.PyArray_DATA(into), frames, PCMRING_NEVER, &first)
-            if first != before:
-                self.own_losses = note_loss(self.own_losses, before, first)
-            return read_count(self, got)
         if self.generation != generation:  # before the claim, as in acquire_producer()
             raise BufferClosed("this buffer belongs to the parent process")
         if not pcmring_claim_take_soon(&self.own_busy):
@@ -1576,12 +1572,6 @@ cdef class Reader:
         cdef cnp.ndarray into = check_out(buffer, out)
         cdef uint64_t frames = <uint64_t>cnp.PyArray_DIM(into, 0)
         cdef uint64_t before, first = 0, got
-        if (deadline_ns == 0 and pcmring_gil_claims(&self.busy, &buffer.pins) and buffer.generation == generation
-                and frames * buffer.frame_bytes < GIL_BYTES and not pcmring_is_set32(&self.is_closed)):
-            before = self.state.position
-            got = pcmring_read(buffer.ring, &self.state, cnp.PyArray_DATA(into), frames, PCMRING_NEVER, &first)
-            self.note(before, first, got)
-            return reader_count(self, got)
         self.begin()
         try:
             if deadline_ns:
@@ -1781,6 +1771,65 @@ cdef extern from "pcmring/api.h":
         uint64_t (*frames_written)(const pcmring_ring *) noexcept nogil
         uint64_t (*latest)(const pcmring_ring *, void *, uint64_t, uint64_t *) noexcept nogil
     const uint32_t PCMRING_API_VERSION
+
+
+# ---- what a method does at once, under the GIL: NotImplemented if that is not all there is to it ------------------
+
+cdef object write_at_once "write_at_once" (object ring, object data):
+    cdef AudioBuffer self = <AudioBuffer>ring
+    cdef uint32_t src_format = plain_format(data, self.channels)
+    cdef const uint8_t *src
+    cdef uint64_t frames, accepted
+    cdef int wake
+    if src_format == 0 or not pcmring_gil_claims(&self.producer, &self.pins) or self.generation != generation:
+        return NotImplemented
+    src = <const uint8_t *>cnp.PyArray_DATA(<cnp.ndarray>data)
+    frames = <uint64_t>cnp.PyArray_DIM(<cnp.ndarray>data, 0)
+    if frames > self.quick_frames or is_mapped(self, src):
+        return NotImplemented
+    accepted = pcmring_write(self.ring, src, src_format, frames, NULL, &wake)
+    if wake:
+        self.wake_readers()
+    return written_count(self, accepted)
+
+
+cdef object read_into_at_once "read_into_at_once" (object ring, object out):
+    cdef AudioBuffer self = <AudioBuffer>ring
+    cdef uint64_t frames, before, first = 0, got
+    if (plain_format(out, self.channels) != self.format or not cnp.PyArray_ISWRITEABLE(<cnp.ndarray>out)
+            or not pcmring_gil_claims(&self.own_busy, &self.pins) or self.generation != generation
+            or not self.own.counts_fill):
+        return NotImplemented
+    frames = <uint64_t>cnp.PyArray_DIM(<cnp.ndarray>out, 0)
+    if frames * self.frame_bytes >= GIL_BYTES:
+        return NotImplemented
+    before = self.own.position
+    got = pcmring_read(self.ring, &self.own, cnp.PyArray_DATA(<cnp.ndarray>out), frames, PCMRING_NEVER, &first)
+    if first != before:
+        self.own_losses = note_loss(self.own_losses, before, first)
+    return read_count(self, got)
+
+
+cdef object reader_read_into_at_once "reader_read_into_at_once" (object reader, object out):
+    cdef Reader self = <Reader>reader
+    cdef AudioBuffer buffer = self.buffer
+    cdef uint64_t frames, before, first = 0, got
+    if (plain_format(out, buffer.channels) != buffer.format or not cnp.PyArray_ISWRITEABLE(<cnp.ndarray>out)
+            or not pcmring_gil_claims(&self.busy, &buffer.pins) or buffer.generation != generation
+            or pcmring_is_set32(&self.is_closed)):
+        return NotImplemented
+    frames = <uint64_t>cnp.PyArray_DIM(<cnp.ndarray>out, 0)
+    if frames * buffer.frame_bytes >= GIL_BYTES:
+        return NotImplemented
+    before = self.state.position
+    got = pcmring_read(buffer.ring, &self.state, cnp.PyArray_DATA(<cnp.ndarray>out), frames, PCMRING_NEVER, &first)
+    self.note(before, first, got)
+    return reader_count(self, got)
+
+
+write_install(AudioBuffer, b"write")
+read_into_install(AudioBuffer, b"read_into")
+reader_read_into_install(Reader, b"read_into")
 
 
 cdef AudioBuffer a_buffer(object buffer):

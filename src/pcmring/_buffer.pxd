@@ -129,6 +129,7 @@ cdef class AudioBuffer:
     cdef uint32_t frame_bytes
     cdef int typenum                   # NumPy's number of dtype
     cdef int blocks_producer           # policy is "block"
+    cdef uint32_t quick_frames         # a write of so many neither waits nor needs to give up the GIL
     cdef uint64_t final_written        # frames_written when the memory went
 
     # The ring and its memory.
@@ -136,6 +137,7 @@ cdef class AudioBuffer:
     cdef uint8_t *base                 # the memory: control block, tables, frames
     cdef size_t bytes                  # of it, each byte counted once
     cdef size_t mirror_from            # offset of the part mapped twice; 0: not mirrored
+    cdef size_t mapped_bytes           # of addresses
     cdef uint32_t pins                 # calls, readers and views that need the memory; claim.h
     cdef uint32_t producer             # claim of the one who writes
     cdef unsigned int generation       # of the process that made it

@@ -72,8 +72,8 @@ MUTANTS = (
         (
             ("    pcmring_store(&c->reserved, end, relaxed);\n    pcmring_fence(release);\n", ""),
             (
-                "    c->write_index = index < r->slots",
-                "    pcmring_store(&c->reserved, end, release);\n    c->write_index = index < r->slots",
+                "    /* release, partner of the acquire in pcmring_frames_written(): the frames come before",
+                "    pcmring_store(&c->reserved, end, release);\n    /* release: the frames come before",
             ),
         ),
         ("stress", "model overwrite"),
@@ -132,14 +132,14 @@ MUTANTS = (
     mutant(
         "put_ wraps one frame short",
         "the second part begins with the wrong frame",
-        "pcmring_copy_in_(r->data, src + to_end * r->frame_bytes, (frames - to_end)",
-        "pcmring_copy_in_(r->data, src + (to_end - 1) * r->frame_bytes, (frames - to_end)",
+        "pcmring_copy_in_(r->data, src + first * r->frame_bytes, (frames - first)",
+        "pcmring_copy_in_(r->data, src + (first - 1) * r->frame_bytes, (frames - first)",
     ),
     mutant(
         "put_ leaves the last wrapped frame out",
         "an old frame stays in its place",
-        "pcmring_copy_in_(r->data, src + to_end * r->frame_bytes, (frames - to_end)",
-        "pcmring_copy_in_(r->data, src + to_end * r->frame_bytes, (frames - to_end - 1)",
+        "pcmring_copy_in_(r->data, src + first * r->frame_bytes, (frames - first)",
+        "pcmring_copy_in_(r->data, src + first * r->frame_bytes, (frames - first - (frames > first))",
     ),
     mutant(
         "copy_range wraps one frame short",
@@ -162,8 +162,20 @@ MUTANTS = (
     mutant(
         "write index reaches slots",
         "the next block begins behind the end",
-        "c->write_index = index < r->slots ? index : index - r->slots;",
-        "c->write_index = index <= r->slots ? index : index - r->slots;",
+        "    index += kept;\n    return index < r->slots ? index : index - r->slots;",
+        "    index += kept;\n    return index <= r->slots ? index : index - r->slots;",
+    ),
+    mutant(
+        "write index reaches slots without a wrap",
+        "the next block begins behind the end",
+        "src_format == r->format && frames < to_end)",
+        "src_format == r->format && frames <= to_end)",
+    ),
+    mutant(
+        "no look at longer and shorter blocks",
+        "the counters stay at the first block's length",
+        "frames - shortest <= pcmring_load(&c->max_block, relaxed) - shortest",
+        "shortest",
     ),
     mutant(
         "slot by 32 bits beyond 2^32",
@@ -374,19 +386,19 @@ MUTANTS = (
     mutant(
         "stamp not forced after a gap",
         "times after the gap are computed across it",
-        "    c->next_stamp = position; ",
-        "    ",
+        "        c->next_stamp = position; ",
+        "        c->next_stamp = c->next_stamp; ",
     ),
     mutant(
         "stamp one block late",
         "the block at the interval goes without",
-        "if (c->stamp_slots && written >= c->next_stamp)",
-        "if (c->stamp_slots && written > c->next_stamp)",
+        "if (!PCMRING_LIKELY(written < c->next_stamp))",
+        "if (!PCMRING_LIKELY(written <= c->next_stamp))",
     ),
     mutant(
         "every block stamped",
         "the stamps no longer span the ring",
-        "if (c->stamp_slots && written >= c->next_stamp)",
+        "if (!PCMRING_LIKELY(written < c->next_stamp))",
         "if (c->stamp_slots)",
     ),
     mutant(
@@ -586,8 +598,8 @@ MUTANTS = (
     mutant(
         "no fence after storing",
         "the producer may miss the close, and the reader that it is storing",
-        "            pcmring_fence(seq_cst);\n            if (pcmring_load(&r->control->closed, relaxed)) {",
-        "            if (pcmring_load(&r->control->closed, relaxed)) {",
+        "        pcmring_fence(seq_cst);\n        if (pcmring_load(&r->control->closed, relaxed)) {",
+        "        if (pcmring_load(&r->control->closed, relaxed)) {",
         "model nothing",
     ),
     mutant(

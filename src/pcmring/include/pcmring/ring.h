@@ -510,7 +510,7 @@ static inline int pcmring_init(pcmring_ring *r, void *memory, const pcmring_conf
     pcmring_store(&c->floor, config->first_position, relaxed);
     pcmring_store(&c->wake_at, PCMRING_NEVER, relaxed);
     c->write_index = config->first_position % c->slots;
-    c->next_stamp = config->first_position;
+    c->next_stamp = c->stamp_slots ? config->first_position : PCMRING_NEVER;
     /* release: whoever finds this position through a pointer also finds the fields above */
     pcmring_store(&c->committed, config->first_position, release);
     pcmring_bind_(r, memory);
@@ -595,13 +595,9 @@ static inline uint64_t pcmring_slot_of_(const pcmring_ring *r, uint64_t position
 /* Frames from `src`, in the ring's own format, to slot `index` and on, round the end. */
 static inline void pcmring_put_(pcmring_ring *r, uint64_t index, const uint8_t *src, uint64_t frames)
 {
-    const uint64_t to_end = r->slots - index;
-    if (PCMRING_LIKELY(frames <= to_end)) {
-        pcmring_copy_in_(r->data + index * r->frame_bytes, src, frames * r->frame_bytes);
-    } else {
-        pcmring_copy_in_(r->data + index * r->frame_bytes, src, to_end * r->frame_bytes);
-        pcmring_copy_in_(r->data, src + to_end * r->frame_bytes, (frames - to_end) * r->frame_bytes);
-    }
+    const uint64_t to_end = r->slots - index, first = frames < to_end ? frames : to_end;
+    pcmring_copy_in_(r->data + index * r->frame_bytes, src, first * r->frame_bytes);
+    pcmring_copy_in_(r->data, src + first * r->frame_bytes, (frames - first) * r->frame_bytes);
 }
 
 /* The same from another sample format, through a stage that stays in the first-level cache. */
@@ -621,6 +617,25 @@ static PCMRING_NOINLINE void pcmring_put_converted_(pcmring_ring *r, uint64_t in
         frames -= n;
         index = n < to_end ? index + n : 0;
     }
+}
+
+/* A block of any format and length from slot `index` on; of one longer than the ring the last `capacity` frames.
+ * Returns the slot behind it. */
+static PCMRING_NOINLINE uint64_t pcmring_put_any_(pcmring_ring *r, uint64_t index, const void *src, uint32_t src_format,
+                                                  uint64_t frames)
+{
+    uint64_t kept = frames;
+    if (frames > r->capacity) {
+        kept = r->capacity;
+        src = (const uint8_t *)src + (frames - kept) * pcmring_sample_bytes(src_format) * r->channels;
+        index = (index + (frames - kept) % r->slots) % r->slots;
+    }
+    if (src_format == r->format)
+        pcmring_put_(r, index, (const uint8_t *)src, kept);
+    else
+        pcmring_put_converted_(r, index, (const uint8_t *)src, src_format, kept);
+    index += kept;
+    return index < r->slots ? index : index - r->slots;
 }
 
 /* ---- what is held ------------------------------------------------------------------------------- */
@@ -756,7 +771,8 @@ static PCMRING_NOINLINE void pcmring_add_gap(pcmring_ring *r, uint64_t frames, u
         pcmring_entry_end_(&c->gap_seq, made);
     }
     pcmring_count(&c->lost[cause], frames);
-    c->next_stamp = position; /* the line of time breaks here: stamp the next block */
+    if (c->stamp_slots)
+        c->next_stamp = position; /* the line of time breaks here: stamp the next block */
 }
 
 /* Copy the newest gaps, oldest first, at most `most`. Returns how many. Wait-free: what the producer writes over
@@ -870,6 +886,14 @@ static inline uint64_t pcmring_space(pcmring_ring *r)
     return r->policy == PCMRING_OVERWRITE ? PCMRING_NEVER - written : pcmring_space_(r, written, r->capacity);
 }
 
+static PCMRING_NOINLINE void pcmring_note_length_(pcmring_control *c, uint64_t frames)
+{
+    if (frames > pcmring_load(&c->max_block, relaxed))
+        pcmring_store(&c->max_block, frames, relaxed);
+    if (frames - 1 < pcmring_load(&c->min_block, relaxed) - 1) /* 0 stands for none yet */
+        pcmring_store(&c->min_block, frames, relaxed);
+}
+
 /* Store a block that fits; of one longer than the ring the last `capacity` frames stay. Returns whether
  * a sleeper waits for what is there now. */
 static inline int pcmring_store_block_(pcmring_ring *r, const void *src, uint32_t src_format, uint64_t frames,
@@ -877,10 +901,10 @@ static inline int pcmring_store_block_(pcmring_ring *r, const void *src, uint32_
 {
     pcmring_control *c = r->control;
     const uint64_t written = pcmring_load(&c->committed, relaxed); /* our own */
-    const uint64_t end = written + frames;
-    uint64_t kept = frames, index = c->write_index;
+    const uint64_t end = written + frames, index = c->write_index, to_end = r->slots - index;
+    uint64_t shortest;
 
-    if (c->stamp_slots && written >= c->next_stamp)
+    if (!PCMRING_LIKELY(written < c->next_stamp))
         pcmring_add_stamp_(r, written, frames, when);
 
     /* relaxed, then a release fence, partner of the acquire fence in pcmring_first_whole(): no frame
@@ -888,31 +912,51 @@ static inline int pcmring_store_block_(pcmring_ring *r, const void *src, uint32_
     pcmring_store(&c->reserved, end, relaxed);
     pcmring_fence(release);
 
-    if (!PCMRING_LIKELY(frames <= r->capacity)) {
-        kept = r->capacity;
-        src = (const uint8_t *)src + (frames - kept) * pcmring_sample_bytes(src_format) * r->channels;
-        index = (index + (frames - kept) % r->slots) % r->slots;
+    if (PCMRING_LIKELY(src_format == r->format && frames < to_end)) {
+        pcmring_copy_in_(r->data + index * r->frame_bytes, (const uint8_t *)src, frames * r->frame_bytes);
+        c->write_index = index + frames;
+    } else {
+        c->write_index = pcmring_put_any_(r, index, src, src_format, frames);
     }
-    if (PCMRING_LIKELY(src_format == r->format))
-        pcmring_put_(r, index, (const uint8_t *)src, kept);
-    else
-        pcmring_put_converted_(r, index, (const uint8_t *)src, src_format, kept);
-    index += kept;
-    c->write_index = index < r->slots ? index : index - r->slots;
 
     /* release, partner of the acquire in pcmring_frames_written(): the frames come before their count */
     pcmring_store(&c->committed, end, release);
 
     pcmring_count(&c->blocks, 1);
-    if (frames > pcmring_load(&c->max_block, relaxed))
-        pcmring_store(&c->max_block, frames, relaxed);
-    if (frames - 1 < pcmring_load(&c->min_block, relaxed) - 1) /* 0 stands for none yet */
-        pcmring_store(&c->min_block, frames, relaxed);
+    shortest = pcmring_load(&c->min_block, relaxed);
+    if (!PCMRING_LIKELY(frames - shortest <= pcmring_load(&c->max_block, relaxed) - shortest))
+        pcmring_note_length_(c, frames);
 
     /* seq_cst, partner of the one in pcmring_arm(): either we meet the sleeper's wish or it meets our
      * frames; no wake-up falls between. Partner, too, of the one in pcmring_guard_open(). */
     pcmring_fence(seq_cst);
     return pcmring_load(&c->wake_at, relaxed) <= end;
+}
+
+/* Under drop and block; and blocks of no frames under any policy. */
+static PCMRING_NOINLINE uint64_t pcmring_write_limited_(pcmring_ring *r, const void *src, uint32_t src_format,
+                                                        uint64_t frames, const pcmring_when *when, int *wake)
+{
+    const uint64_t written = pcmring_load(&r->control->committed, relaxed); /* our own */
+    const uint64_t space = frames ? pcmring_space_(r, written, frames) : 0;
+    const uint64_t accepted = frames < space ? frames : space;
+    if (r->policy == PCMRING_BLOCK && accepted) {
+        pcmring_store(&r->control->storing, 1, relaxed);
+        /* seq_cst, partner of the one in pcmring_is_ended(): either we meet that the ring is closed, or
+         * a reader that met that meets this and waits for the frames we accept */
+        pcmring_fence(seq_cst);
+        if (pcmring_load(&r->control->closed, relaxed)) {
+            pcmring_store(&r->control->storing, 0, relaxed);
+            return 0;
+        }
+    }
+    if (accepted)
+        *wake = pcmring_store_block_(r, src, src_format, accepted, when);
+    if (r->policy == PCMRING_BLOCK)
+        pcmring_store(&r->control->storing, 0, release); /* partner of the acquire in pcmring_is_ended() */
+    if (accepted < frames && r->policy == PCMRING_DROP)
+        pcmring_add_gap(r, frames - accepted, PCMRING_DROPPED, 1);
+    return accepted;
 }
 
 /* Producer: store `frames` interleaved frames of `src_format`, with the ring's channels.
@@ -924,29 +968,11 @@ static inline int pcmring_store_block_(pcmring_ring *r, const void *src, uint32_
 static inline uint64_t pcmring_write(pcmring_ring *r, const void *src, uint32_t src_format, uint64_t frames,
                                      const pcmring_when *when, int *wake)
 {
-    uint64_t accepted = frames;
     *wake = 0;
-    if (r->policy != PCMRING_OVERWRITE) {
-        const uint64_t space = pcmring_space_(r, pcmring_load(&r->control->committed, relaxed), frames); /* our own */
-        accepted = frames < space ? frames : space;
-        if (r->policy == PCMRING_BLOCK && accepted) {
-            pcmring_store(&r->control->storing, 1, relaxed);
-            /* seq_cst, partner of the one in pcmring_is_ended(): either we meet that the ring is closed, or
-             * a reader that met that meets this and waits for the frames we accept */
-            pcmring_fence(seq_cst);
-            if (pcmring_load(&r->control->closed, relaxed)) {
-                pcmring_store(&r->control->storing, 0, relaxed);
-                return 0;
-            }
-        }
-    }
-    if (PCMRING_LIKELY(accepted))
-        *wake = pcmring_store_block_(r, src, src_format, accepted, when);
-    if (r->policy == PCMRING_BLOCK)
-        pcmring_store(&r->control->storing, 0, release); /* partner of the acquire in pcmring_is_ended() */
-    if (!PCMRING_LIKELY(accepted == frames) && r->policy == PCMRING_DROP)
-        pcmring_add_gap(r, frames - accepted, PCMRING_DROPPED, 1);
-    return accepted;
+    if (!PCMRING_LIKELY(r->policy == PCMRING_OVERWRITE && frames))
+        return pcmring_write_limited_(r, src, src_format, frames, when, wake);
+    *wake = pcmring_store_block_(r, src, src_format, frames, when);
+    return frames;
 }
 
 /* ---- waking and waiting -------------------------------------------------------------------------------- */
