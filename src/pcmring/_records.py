@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -82,8 +81,7 @@ class StreamTime(float):
         return StreamTime, (float(self), self.clock)
 
 
-@dataclass(frozen=True)
-class BufferStatistics:
+class BufferStatistics(NamedTuple):
     """Counters of one buffer at one moment. All counts are frames unless the name says otherwise."""
 
     capacity: int
