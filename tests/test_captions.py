@@ -190,14 +190,16 @@ def test_what_the_ring_overwrote_is_told_by_position_and_nothing_grows(streams, 
     assert max(waiting) <= 10
     oldest = stream.segmenter.oldest
     engine.gate.release(100)
+    until(lambda: stream.captions.statistics.captions == 2)
+    stream.go_to(100_600)
     found = stream.end()
     assert found[0].text == "0-500"
-    assert found[0].lost == 0
+    assert [caption.lost for caption in found] == [0, 91 * 500, 0]
     assert oldest == 99_600 - 8000
     assert stream.captions.losses()[0] == (1000, 1500)
     assert stream.captions.losses()[-1] == (91_000, 91_500)
-    assert found[1].lost == stream.captions.statistics.frames_lost == 91 * 500
-    assert [caption.text for caption in found[1:]] == ["92000-99500"]
+    assert stream.captions.statistics.frames_lost == 91 * 500
+    assert [caption.text for caption in found[1:]] == ["92000-99500", "100000-100500"]
     assert len([record for record in caplog.records if "is lost" in record.message]) == 1
     stream.check_account()
 
@@ -261,15 +263,17 @@ def test_an_engine_that_returns_something_else_is_one_that_fails(streams):
     assert isinstance(caption.error, AttributeError)
 
 
-def test_an_engine_that_hangs_stops_neither_capture_nor_close(streams):
+def test_an_engine_that_hangs_stops_neither_capture_nor_close(streams, crew):
     engine = RampEngine(is_open=False)
     stream = streams(engine, EVERY_1000, history_s=0.5)
     stream.go_to(600)
     assert engine.entered.acquire(timeout=DEADLINE_S)
     stream.go_to(50_000)
     assert stream.segmenter.statistics.frames_lost == 0
+    crew.wait_until_asleep(crew.start(lambda: list(stream.captions)))
     begun = time.monotonic()
     stream.captions.close()
+    crew.join()
     assert time.monotonic() - begun < 10  # half a second, on a machine that has time
     assert next(stream.captions, None) is None
     assert threads_left() == ["pcmring captions worker"]
@@ -372,6 +376,17 @@ def test_while_nobody_takes_captions_none_is_made(streams, monkeypatch):
     assert next(stream.captions).text == "0-500"
     until(lambda: stream.captions.statistics.captions == 4)
     assert [caption.text for caption in stream.end()] == ["1000-1500", "2000-2500", "3000-8500"]
+
+
+def test_captions_that_nobody_took_before_the_end_of_the_stream_all_come(streams, monkeypatch):
+    monkeypatch.setattr(captions_module, "MAX_UNTAKEN", 1)
+    stream = streams(RampEngine(), EVERY_1000)
+    stream.go_to(600)
+    until(lambda: stream.captions.statistics.captions == 1)
+    stream.go_to(1600)
+    stream.buffer.close()
+    until(lambda: "pcmring captions listener" not in threads_left())
+    assert [caption.text for caption in stream.captions] == ["0-500", "1000-1500"]
 
 
 def test_words_of_an_overlap_are_told_once(streams):

@@ -106,6 +106,7 @@ def test_the_end_of_the_ring_flushes_the_open_utterance():
     assert spans(utterances) == [(1000, 1234)]
     np.testing.assert_array_equal(utterances[0].audio, ramp(1000, 234))
     assert next(segmenter, None) is None
+    assert segmenter.speaking is None
 
 
 def test_close_in_another_thread_wakes_the_wait_and_the_open_utterance_comes(crew):

@@ -331,6 +331,13 @@ def test_position_to_time_and_back_holds_about_gaps_in_arrivals():
         assert timeline.time_of(position) == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_single_block_after_a_gap_has_its_own_time():
+    stamps = arrivals(100.0, 100) + arrivals(104.0, 1, first=16_000)
+    timeline = Timeline(Stamps(stamps, [Gap(16_000, 48_000, "paused", True)]))
+    assert timeline.time_of(16_000) == pytest.approx(104.0, abs=1e-6)
+    assert timeline.time_of(15_999) == pytest.approx(101.0 - 1 / RATE, abs=1e-6)
+
+
 def test_a_time_inside_a_gap_is_that_of_the_first_frame_after_it():
     buffer, stretches = with_gaps()
     (_, end, begin), (after, _, resumed), _ = stretches

@@ -485,6 +485,16 @@ def test_a_changed_view_of_the_ring_can_be_written_into_it(capacity, odd):
     np.testing.assert_array_equal(buffer.get_latest(capacity), expected)
 
 
+def test_a_view_taken_for_shorter_samples_can_be_written_into_it(capacity):
+    """What is stored grows faster than what is read, from the same memory."""
+    buffer = AudioBuffer(capacity)
+    buffer.write(coded(0, capacity))
+    samples = buffer.view(0, capacity // 2).array.reshape(-1).view("int16")
+    expected = samples.astype("float32")[:, np.newaxis] / 2**15
+    buffer.write(samples)
+    np.testing.assert_array_equal(buffer.get_latest(len(expected)), expected)
+
+
 def test_a_view_of_one_ring_can_be_written_into_another(capacity):
     one, other = AudioBuffer(capacity), AudioBuffer(capacity, dtype="float64")
     one.write(coded(0, capacity))
