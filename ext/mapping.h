@@ -77,7 +77,10 @@ static inline void *pcmring_map_mirrored(size_t bytes, size_t mirror_from)
         }
     }
     close(fd); /* the mappings keep the memory */
-    return base == MAP_FAILED ? NULL : base;
+    if (base == MAP_FAILED)
+        return NULL;
+    memset(base, 0, bytes); /* MAP_POPULATE only reads: the first write to a page is slow, too */
+    return base;
 }
 
 static inline void pcmring_unmap_mirrored(void *base, size_t bytes, size_t mirror_from)
