@@ -202,17 +202,17 @@ class CaptureSession:
                 self._succession = Succession(source, buffer, self.config, self._allow_default_device)
                 self._source, self._buffer = source, buffer
                 self._started_ns = time.monotonic_ns()
+                self.device_name = source.name
+                self.state = "starting"
                 source.start(buffer)
                 self._thread.start()
             except BaseException:
+                self.abandon()  # the thread may run: what was interrupted (Ctrl-C) may be its start
                 source.close()
                 if buffer is not None:
                     buffer.close()
-                self._source = self._buffer = None
                 self.state = "failed"
                 raise
-            self.device_name = source.name
-            self.state = "starting"
 
     def _make_ring(self, source: Source) -> AudioBuffer:
         frame_bytes = source.channels * source.dtype.itemsize

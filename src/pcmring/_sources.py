@@ -385,7 +385,11 @@ class _PacedSource(Source):
             # refused here if somebody else writes, or the buffer is closed
             buffer.write(np.empty((0, self.channels), self.dtype), timeout=0.0)
             self._run = _Run(self.name, self._blocks(), buffer, self.samplerate * self._speed, missing_since_ns)
-            self._run.thread.start()
+            try:
+                self._run.thread.start()
+            except BaseException:  # a Ctrl-C in its wait for the thread, which then runs
+                self._run.stopping.set()
+                raise
             self._is_started = True
             live.add(self)
         log_start(self, buffer)

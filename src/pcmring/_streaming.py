@@ -190,10 +190,13 @@ class StreamingAudioManager:
             self._start_error = None
             try:
                 session.start()
+                self._session = session
             except (OSError, ValueError) as error:
                 self._start_error = error
+            except BaseException:  # a Ctrl-C, and nobody else knows of this session
+                session.stop()
+                raise
             else:
-                self._session = session
                 if self.on_audio_data is not None:
                     session.deliver(0, after=last)
         if self._start_error is None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import soundfile
@@ -262,6 +263,112 @@ def exceptions_in_every_cleanup_function(attempt: Try) -> None:
         manager.resource_manager.remove_cleanup_callback(functions[1])
         manager.buffer_tracker.untrack_buffer(buffer)
         monitor.cleanup(force=True)
+        manager.stop_recording()
+        written = manager.buffer.frames_written
+        runs = file_runs(manager.get_audio_file())
+        require(is_prefix(runs) and runs.runs[0][2] == written, runs.runs, "in the file,", written, "captured")
+        attempt.counts.update(offered=written, missing=0, delivered=written, lost=0)
+
+
+class _RudeMicrophone(Microphone):
+    """A device of the program's own that raises at the n-th use of anything a `Source` has."""
+
+    USES = ("open", "start", "stop", "close", "wait", "active", "finished", "error", "last_arrival_ns", "counters")
+    USES += ("name", "samplerate", "channels", "dtype")
+
+    def __init__(self, uses: int, kind: type[BaseException]) -> None:
+        super().__init__()
+        self.raised = threading.Event()
+        self.left, self.kind = uses, kind
+
+    def __getattribute__(self, name: str) -> object:
+        if name in _RudeMicrophone.USES and "left" in self.__dict__:
+            self.left -= 1
+            if self.left == 0:
+                self.raised.set()
+                raise self.kind("of the device")
+        return super().__getattribute__(name)
+
+
+@case(tiny=4, short=40, long=2000)
+def exceptions_in_every_use_of_a_device(attempt: Try) -> None:
+    """What was recorded before is kept, a stop ends it, the next start works, and no thread is left."""
+    own_folders(attempt.folder)
+    kind = FAILURES[attempt.number % len(FAILURES)]
+    rude = _RudeMicrophone(attempt.random.randint(1, 40), kind)
+    microphones: list[Microphone] = [rude]
+    threading.excepthook = lambda _: None
+    threads = threading.active_count()
+    devices = Devices(lambda: microphones.pop() if microphones else Microphone())
+    with FileBasedAudioManager(devices, subtype="FLOAT") as manager:
+        with suppress(kind):
+            if manager.start_recording():
+                rude.raised.wait(0.5)
+        for _ in range(2):
+            with suppress(kind):
+                manager.stop_recording()
+        require(not manager.is_recording, manager, "records after a stop")
+        for path in manager.get_audio_files():
+            soundfile.read(path)  # opened again, this microphone counts anew
+            manager.release_audio_file(path)
+        microphones.clear()
+        require(manager.start_recording() and manager.wait_ready(DEADLINE_S), kind, rude.left, manager.last_error)
+        manager.stop_recording()
+        written = manager.buffer.frames_written
+        runs = file_runs(manager.get_audio_file())
+        require(is_prefix(runs) and runs.runs[0][2] == written, runs.runs, "in the file,", written, "captured")
+        attempt.counts.update(offered=written, missing=0, delivered=written, lost=0)
+    until(lambda: threading.active_count() <= threads)
+    attempt.counts["raised" if rude.raised.is_set() else "came to its end before"] += 1
+
+
+def _interrupt(work: Callable[[], object], after_s: float) -> bool:
+    """Do it, with a Ctrl-C on the way; whether it came before the end.
+
+    Not where Python itself is at a lock: it can leave it locked for good (`threading.Condition.__enter__`).
+    """
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if frame is not None and frame.f_code.co_filename == threading.__file__ and frame.f_code.co_name != "wait":
+            signal.setitimer(signal.ITIMER_REAL, 2e-5)
+        else:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, after_s)
+        work()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except KeyboardInterrupt:
+        return True
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    return False
+
+
+@case(short=4, long=200, limit_s=300)
+def ctrl_c_at_any_moment_of_a_start_or_a_stop(attempt: Try) -> None:
+    """A stop then ends it, whatever was done by then: no thread is left, and the next recording is whole."""
+    own_folders(attempt.folder)
+    own, threads = attempt.random, threading.active_count()
+    longest_s = {"start": 0.004, "stop": 0.004}
+    with FileBasedAudioManager(Devices(Microphone), subtype="FLOAT") as manager:
+        for _ in range(attempt.by_form(10, 100, 500)):
+            what = own.choice(("start", "stop"))
+            if what == "stop":
+                require(manager.start_recording() and manager.wait_ready(DEADLINE_S), manager.last_error)
+            work = manager.start_recording if what == "start" else manager.stop_recording
+            is_interrupted = _interrupt(work, own.uniform(1e-5, longest_s[what]))
+            longest_s[what] *= 1.1 if is_interrupted else 0.9
+            attempt.counts[f"{what} interrupted"] += is_interrupted
+            manager.stop_recording()
+            require(not manager.is_recording, manager, "records after a stop")
+            until(lambda: threading.active_count() <= threads)
+            for path in manager.get_audio_files():
+                require(is_prefix(file_runs(path)), path)
+                manager.release_audio_file(path)
+            manager.resource_manager.cleanup()
+        require(manager.start_recording() and manager.wait_ready(DEADLINE_S), manager.last_error)
         manager.stop_recording()
         written = manager.buffer.frames_written
         runs = file_runs(manager.get_audio_file())
