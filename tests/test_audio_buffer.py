@@ -562,6 +562,15 @@ def test_peak_fill_is_the_high_water_mark():
     assert buffer.statistics().peak_fill == 10
 
 
+def test_opening_a_guarded_reader_does_not_lower_the_high_water_mark():
+    buffer = AudioBuffer(10, policy="drop")
+    buffer.reader().close()  # nobody guards: what fills it is the own reader's
+    buffer.write(coded(0, 8))
+    newest = buffer.reader(guard=True)
+    assert (buffer.fill, buffer.statistics().peak_fill) == (0, 8)
+    newest.close()
+
+
 def test_clearing_does_not_lower_the_high_water_mark():
     """A high-water mark is the largest fill since the beginning, also of audio that nobody read."""
     buffer = filled(10, 8)

@@ -414,6 +414,17 @@ def test_an_invalid_timeout_is_named_and_nothing_happens(kind: str, timeout: obj
     assert (waiter.buffer.statistics(), waiter.reader.position) == before
 
 
+def test_a_guard_ends_with_its_reader_also_where_that_is_closed_in_a_wait(crew) -> None:
+    buffer = AudioBuffer(8, policy="drop")
+    reader = buffer.reader(guard=True)
+    thread = crew.start(reader.read, 1, None)
+    crew.wait_until_asleep(thread)
+    reader.close()
+    crew.join()
+    assert not reader.guard
+    assert buffer.write(ramp(0, 20)) == 20
+
+
 # ---- the end of a buffer ----------------------------------------------------------------------------------------
 
 
@@ -426,6 +437,7 @@ def test_a_reader_drains_a_closed_buffer_and_is_then_told(crew) -> None:
     assert np.array_equal(np.concatenate(got), ramp(3, 11))
     assert reader.losses() == [(0, 3)]
     for _ in range(2):
+        assert reader.read(0).shape == (0, 1), "nothing was asked for"
         with pytest.raises(BufferClosed):
             reader.read(1, timeout=None)
         with pytest.raises(BufferClosed):
