@@ -14,6 +14,7 @@ import numpy as np
 
 from faults.account import require
 from faults.campaign import TESTS, Try, case
+from faults.python_rude import own_folders
 from native_support import clean_environment
 from pcmring import AudioBuffer, AudioBufferTracker, CaptureCallback, MemoryMonitor, ResourceManager
 
@@ -26,7 +27,7 @@ def _allocator(folder: Path) -> dict[str, str]:
     return ALLOCATOR
 
 
-def _counts() -> dict[str, int]:
+def _counts(folder: Path) -> dict[str, int]:
     gc.collect()
     return {
         "threads": len(os.listdir("/proc/self/task")),
@@ -34,6 +35,7 @@ def _counts() -> dict[str, int]:
         "mappings": Path("/proc/self/maps").read_bytes().count(b"\n"),
         "RSS KB": int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024,
         "Python blocks": sys.getallocatedblocks(),
+        "files": sum(path.is_file() for path in folder.rglob("*")),
     }
 
 
@@ -71,6 +73,16 @@ def _buffers(buffer: AudioBuffer) -> None:
         AudioBuffer(capacity, 2, "int16", tracker)
 
 
+def _temporary_files(buffer: AudioBuffer) -> None:
+    with ResourceManager() as resources:
+        for _ in range(3):
+            file = resources.create_temp_file(".wav")
+            Path(file.path).write_bytes(b"audio")
+            file.finish()
+            file.release()
+        resources.cleanup()
+
+
 def _refusals(buffer: AudioBuffer) -> None:
     """An exception on every path that has one."""
     wrong: list[Callable[[], object]] = [
@@ -102,19 +114,20 @@ def _refusals(buffer: AudioBuffer) -> None:
             raise AssertionError(f"accepted, number {wrong.index(call)}")
 
 
-@case(tiny=4, short=4, long=4, limit_s=3600, environment=_allocator)
+@case(tiny=5, short=5, long=5, limit_s=3600, environment=_allocator)
 def again_and_again(attempt: Try) -> None:
     """1,000,000 views, readers, buffers, exceptions in the long form."""
-    work = (_views, _readers, _buffers, _refusals)[attempt.number % 4]
+    work = (_views, _readers, _buffers, _refusals, _temporary_files)[attempt.number % 5]
     times = attempt.by_form(1_000, 20_000, 1_000_000) // (1 if work is _views else 10)
+    own_folders(attempt.folder)
     buffer = AudioBuffer(1_000, samplerate=16_000)
     buffer.write(np.zeros(5_000, np.float32))
     for _ in range(times // 4):
         work(buffer)
-    before = _counts()
+    before = _counts(attempt.folder)
     for _ in range(times):
         work(buffer)
-    after = _counts()
+    after = _counts(attempt.folder)
     for what, most in before.items():
         noise = {"RSS KB": NOISE_KB, "Python blocks": 50}.get(what, 0)
         require(

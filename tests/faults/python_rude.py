@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -236,6 +237,7 @@ def exceptions_in_every_cleanup_function(attempt: Try) -> None:
     own_folders(attempt.folder)
     kind = FAILURES[attempt.number % len(FAILURES)]
     called: list[str] = []
+    sys.unraisablehook = lambda _: None  # a weak reference's function cannot raise to anybody
 
     def fail(name: str) -> Callable[..., int]:
         def function(*_: object) -> int:
@@ -246,19 +248,30 @@ def exceptions_in_every_cleanup_function(attempt: Try) -> None:
 
     with FileBasedAudioManager(Devices(Microphone), subtype="FLOAT") as manager:
         monitor, buffer = manager.memory_monitor, AudioBuffer(100)
-        functions = [fail("monitor"), fail("resources")]
+        functions = [fail("monitor"), fail("resources"), fail("size")]
+        monitor.add_source("model", functions[2])
         monitor.add_cleanup_callback(functions[0])
         manager.resource_manager.add_cleanup_callback(functions[1])
         manager.buffer_tracker.track_buffer(buffer, buffer.nbytes, on_evict=fail("evict"))
         require(manager.start_recording(), manager.last_error)
         require(manager.wait_ready(DEADLINE_S), "no audio")
-        try:
-            monitor.cleanup(force=True)
-        except BaseException as error:
-            require(type(error) is kind and not issubclass(kind, Exception), "cleanup raised", repr(error))
-        else:
-            require(issubclass(kind, Exception), kind, "was swallowed")
-            require(sorted(called) == ["evict", "monitor", "resources"], "called were only", called)
+        for work, wanted in (
+            (partial(monitor.cleanup, force=True), ["evict", "monitor", "resources"]),
+            (monitor.sample, ["size"]),
+        ):
+            called.clear()
+            try:
+                work()
+            except BaseException as error:
+                require(type(error) is kind and not issubclass(kind, Exception), work, "raised", repr(error))
+            else:
+                require(issubclass(kind, Exception), kind, "was swallowed")
+                require(sorted(called) == wanted, "called were only", called)
+        watched = AudioBuffer(1)
+        manager.resource_manager.add_weak_ref(watched, fail("weak reference"))
+        del watched
+        require(called[-1] == "weak reference", "called were only", called)
+        monitor.remove_source(functions[2])
         monitor.remove_cleanup_callback(functions[0])
         manager.resource_manager.remove_cleanup_callback(functions[1])
         manager.buffer_tracker.untrack_buffer(buffer)
