@@ -118,7 +118,7 @@ def _refusals(buffer: AudioBuffer) -> None:
 def again_and_again(attempt: Try) -> None:
     """1,000,000 views, readers, buffers, exceptions in the long form."""
     work = (_views, _readers, _buffers, _refusals, _temporary_files)[attempt.number % 5]
-    times = attempt.by_form(1_000, 20_000, 1_000_000) // (1 if work is _views else 10)
+    times = attempt.by_form(1_000, 20_000, 1_000_000) // {_views: 1, _temporary_files: 100}.get(work, 10)
     own_folders(attempt.folder)
     buffer = AudioBuffer(1_000, samplerate=16_000)
     buffer.write(np.zeros(5_000, np.float32))
