@@ -595,6 +595,7 @@ def test_a_ring_that_waits_for_its_reader_gets_every_frame():
         reader = buffer.reader(0, guard=True)
         source = GeneratorSource("noise", block_frames=1600, speed=math.inf)
         source.start(buffer)
+        until(lambda: source.counters.frames == 1000)  # a write has given up waiting
         got = np.concatenate([reader.read(500, DEADLINE_S) for _ in range(20)])
         source.stop()
     np.testing.assert_array_equal(got, wanted)
