@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import os
@@ -394,6 +395,26 @@ def test_d33_a_disk_that_fails_ends_the_recording_once_and_the_next_start_works(
     second = record(manager)
     assert manager.last_error is None
     assert manager.get_audio_files() == [path, second]
+
+
+def test_a_new_file_that_somebody_has_filled_fails_the_start_and_is_left_alone(manager, monkeypatch):
+    errors: list[Exception] = []
+    manager.on_stream_error = errors.append
+    create = manager.resource_manager.create_temp_file
+
+    def create_and_fill(*arguments, **options):
+        file = create(*arguments, **options)
+        Path(file.path).write_text("not audio")
+        return file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manager.resource_manager, "create_temp_file", create_and_fill)
+        assert not manager.start_recording()
+    (error,) = errors
+    assert isinstance(error, RecordingError)
+    assert (error.errno, error.frames, manager.last_error) == (errno.EEXIST, 0, error)
+    assert Path(error.path).read_text() == "not audio"
+    assert record(manager)
 
 
 def test_a_stalled_disk_has_as_long_as_the_ring_then_new_frames_are_dropped_and_told_of():

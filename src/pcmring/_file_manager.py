@@ -171,12 +171,14 @@ class FileBasedAudioManager(StreamingAudioManager):
             )
         except BaseException as error:
             reader.close()
+            path = self.resource_manager.directory
             if file is not None:
+                path = file.path
                 file.finish()
                 file.release()
-            elif isinstance(error, OSError):
-                folder, samplerate = self.resource_manager.directory, session.config.sample_rate
-                raise RecordingError(folder, 0, samplerate, error.strerror or str(error), error.errno) from error
+            if isinstance(error, OSError) and not isinstance(error, RecordingError):
+                reason = error.strerror or str(error)
+                raise RecordingError(path, 0, session.config.sample_rate, reason, error.errno) from error
             raise
         self._audio_files[file.path] = file
         self._latest = file.path

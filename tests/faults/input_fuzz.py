@@ -218,7 +218,7 @@ def _fuzz(attempt: Try, function: Callable[..., None], examples: int, *strategie
 @case(short=3, long=300, limit_s=1800)
 def calls_of_a_ring_one_after_the_other(attempt: Try) -> None:
     check, strategies = CHECKS[0]
-    _fuzz(attempt, check, attempt.by_form(100, 1_500, 10_000), *strategies)
+    _fuzz(attempt, check, attempt.by_form(100, 800, 10_000), *strategies)
 
 
 @case(short=2, long=300, limit_s=1800)

@@ -381,9 +381,9 @@ with file_manager(format=sys.argv[1]) as manager:
     monitor.add_cleanup_callback(clean)
     monitor.start_monitoring(0.005)
     while True:
-        seen = monitor.get_history()[-1]
+        seen = monitor.get_history()[-1:]
         hog.append(b"x" * 2**20)
-        until(lambda: monitor.get_history()[-1] is not seen)
+        until(lambda: monitor.get_history()[-1:] != seen)
         print(cleanups, manager.buffer.frames_written, flush=True)
 """
 

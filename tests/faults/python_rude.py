@@ -48,8 +48,8 @@ def _hold_in_c(hold_s: float, own: random.Random) -> None:
 
 
 def _collect_garbage(hold_s: float, own: random.Random) -> None:
-    """Of at least half a million objects, of a million from half a second on."""
-    objects = [[None] for _ in range(int(1e6 * min(1.0, 0.5 + hold_s)))]
+    """Of a million objects, where that is not longer than it should take by far."""
+    objects = [[None] for _ in range(int(1e6 * min(1.0, 0.6 + hold_s)))]
     for one in objects:
         one[0] = objects
     del objects, one
@@ -137,7 +137,7 @@ def rude_while_a_device_captures(attempt: Try) -> None:
     """Every frame of a C thread's 10 ms blocks arrives, whatever Python does for 10 ms to 5 s."""
     own = attempt.random
     rude = RUDE[attempt.number % len(RUDE)]
-    longest_s = attempt.by_form(0.1, 0.6, 5.0)
+    longest_s = attempt.by_form(0.1, 0.4, 5.0)
     hold_s = longest_s if attempt.number < len(RUDE) else own.uniform(0.01, longest_s)
     audio = frames(0, round((hold_s + 0.3) * RATE), 2, "int32")
     crew, foreign = Crew(), Foreign(attempt.folder)
