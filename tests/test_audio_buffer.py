@@ -328,6 +328,16 @@ def test_the_own_reader_reports_what_was_overwritten_as_ranges():
     assert statistics.frames_delivered + statistics.frames_overrun == 24
 
 
+def test_read_into_reports_what_was_overwritten_as_ranges():
+    buffer = AudioBuffer(8)
+    reader = buffer.reader()
+    buffer.write(coded(0, 5))
+    buffer.write(coded(5, 11))
+    for source in (buffer, reader):
+        assert source.read_into(np.empty((8, 1), np.float32)) == 8
+        assert source.losses() == [(0, 3)]
+
+
 def test_adjoining_losses_are_one_range():
     buffer = filled(10, 20)
     out = np.empty((0, 1), np.float32)
