@@ -31,6 +31,7 @@ from native_support import python_environment
 
 CHAPTERS = ("load", "python_rude", "devices", "memory", "disk", "input_fuzz", "misuse", "leaks")
 TESTS = Path(__file__).parents[1]
+LAST_WORDS = 4000  # bytes of what a process that died had to say
 
 Form = Literal["tiny", "short", "long"]
 FORMS: tuple[Form, ...] = ("tiny", "short", "long")
@@ -179,25 +180,28 @@ def run_case(chapter: str, case: Case, form: Form, seed: int, only_try: int | No
         while first < last:
             words = [chapter, case.name, form, seed, first, last]
             command = [sys.executable, "-X", "faulthandler", "-m", "faults", "--child", *map(str, words)]
-            child = subprocess.Popen(
-                command,
-                cwd=TESTS,
-                env=python_environment(**extra),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="replace",
-                start_new_session=True,
-            )
-            try:
-                output, complaints = child.communicate(timeout=case.limit_s * (last - first) + 30.0)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                output, complaints = child.communicate()
-            finally:
-                with suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGKILL)  # what a case left behind
+            with tempfile.TemporaryFile("w+", errors="replace") as complaints:  # may be many
+                child = subprocess.Popen(
+                    command,
+                    cwd=TESTS,
+                    env=python_environment(**extra),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=complaints,
+                    text=True,
+                    errors="replace",
+                    start_new_session=True,
+                )
+                try:
+                    output, _ = child.communicate(timeout=case.limit_s * (last - first) + 30.0)
+                except subprocess.TimeoutExpired:
+                    child.kill()
+                    output, _ = child.communicate()
+                finally:
+                    with suppress(ProcessLookupError):
+                        os.killpg(child.pid, signal.SIGKILL)  # what a case left behind
+                complaints.seek(max(0, complaints.seek(0, os.SEEK_END) - LAST_WORDS))
+                last_words = complaints.read()
             for line in output.splitlines():
                 if line.startswith('{"try"'):
                     outcome.take(json.loads(line))
@@ -206,7 +210,7 @@ def run_case(chapter: str, case: Case, form: Form, seed: int, only_try: int | No
                 break
             if first < last:
                 outcome.tried += 1
-                outcome.failures.append((first, f"died with code {child.returncode}\n{complaints[-4000:]}"))
+                outcome.failures.append((first, f"died with code {child.returncode}\n{last_words}"))
                 first += 1
     outcome.seconds = time.monotonic() - begin
     return outcome

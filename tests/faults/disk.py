@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import random
 import resource
@@ -269,6 +270,7 @@ def links_and_swaps_in_the_folder(attempt: Try) -> None:
     """Somebody swaps files, links and folders as fast as he can: nothing outside is written to or deleted."""
     own = attempt.random
     own_folders(attempt.folder / "mine")
+    logging.getLogger("pcmring").setLevel(logging.CRITICAL)  # each swapped file is told of
     victims, precious = attempt.folder / "victims", set[Path]()
     victims.mkdir(parents=True)
     shared = attempt.folder / "shared"
@@ -304,7 +306,7 @@ def links_and_swaps_in_the_folder(attempt: Try) -> None:
         attacker = threading.Thread(target=attack, args=(random.Random(own.random()),))
         attacker.start()
         try:
-            end = time.monotonic() + attempt.by_form(0.5, 2.0, 20.0)
+            end = time.monotonic() + attempt.by_form(0.5, 2.0, 5.0)
             while time.monotonic() < end:
                 path = shared / f"{own.randrange(10**9)}.tmp"
                 with suppress(OSError, ValueError), registering:  # swapped before it was registered
