@@ -1815,8 +1815,8 @@ cdef object reader_read_into_at_once "reader_read_into_at_once" (object reader, 
     cdef AudioBuffer buffer = self.buffer
     cdef uint64_t frames, before, first = 0, got
     if (plain_format(out, buffer.channels) != buffer.format or not cnp.PyArray_ISWRITEABLE(<cnp.ndarray>out)
-            or not pcmring_gil_claims(&self.busy, &buffer.pins) or buffer.generation != generation
-            or pcmring_is_set32(&self.is_closed)):
+            or not pcmring_gil_claims(&self.busy, &buffer.pins)  # who closes a reader keeps its claim
+            or buffer.generation != generation):
         return NotImplemented
     frames = <uint64_t>cnp.PyArray_DIM(<cnp.ndarray>out, 0)
     if frames * buffer.frame_bytes >= GIL_BYTES:
