@@ -437,7 +437,7 @@ def file_length(path: str | Path) -> int:
     return sum(run[2] for run in runs.runs)
 
 
-@case(short=2, long=100)
+@case(tiny=0, short=2, long=100)
 def killed_where_a_wav_grows_past_4_gib(attempt: Try) -> None:
     """The file, with a hole for most of it, is valid before and behind, and has all but the last second."""
     own_folders(attempt.folder)
