@@ -124,10 +124,16 @@ def _case(known: str = "") -> Case:
 
 def test_a_try_that_fails_is_told_with_what_it_counted(capsys, monkeypatch):
     monkeypatch.setitem(campaign._cases, "load", [_case()])
-    run_tries("load", "of this test", "tiny", 1, 2, 4)
+    run_tries("load", "of this test", "tiny", 1, 2, 4, 60.0)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(line["try"], line["counts"]) for line in lines] == [(2, {"offered": 5}), (3, {"offered": 5})]
     assert all("one frame is missing" in line["failure"] for line in lines)
+
+
+def test_no_try_begins_when_the_time_is_over(capsys, monkeypatch):
+    monkeypatch.setitem(campaign._cases, "load", [_case()])
+    run_tries("load", "of this test", "tiny", 1, 0, 3, -1.0)
+    assert len(capsys.readouterr().out.splitlines()) == 1
 
 
 @pytest.mark.parametrize("known", ["", "a known fault"])

@@ -109,6 +109,13 @@ def test_portaudios_thread_alone_comes_before_all_that_is_not_realtime_where_the
 
 
 @pytest.mark.native
+def test_portaudio_is_not_asked_about_a_stream_whose_close_was_interrupted(mics):
+    got = mics.call("stop_interrupted_in_close", mics=MIC)
+    assert got["was_raised"]
+    assert got["frames"] == got["counted"] > 0
+
+
+@pytest.mark.native
 def test_an_overflow_in_the_device_is_a_gap_in_the_ledger(mics):
     stalled = {"default": {"rate": 16000, "stall_at": 8000, "stall_frames": 8000}}
     got = mics.call("overflow", mics=stalled)

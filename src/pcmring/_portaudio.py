@@ -513,17 +513,21 @@ class PortAudioSource(Source):
         capture.stop()
         while self._is_running(stream) and time.monotonic() < deadline:
             time.sleep(STOP_STEP_S)
-        if self._is_running(stream):
-            _abort(stream, capture)
-        else:
-            stream.stop()
-            with _lock:
-                stream.close()
         self._final = self._count(capture)
         self._final_arrival_ns = capture.last_call_ns
-        capture.close()
-        self._stream = self._capture = self._buffer = None
-        live.discard(self)
+        is_stuck = self._is_running(stream)
+        if not is_stuck:
+            stream.stop()
+        try:
+            if is_stuck:
+                _abort(stream, capture)
+            else:
+                with _lock:
+                    stream.close()
+        finally:  # after a Ctrl-C, too, PortAudio must not be asked again about what it has freed
+            capture.close()
+            self._stream = self._capture = self._buffer = None
+            live.discard(self)
 
     def stop(self) -> None:
         if self._pid != os.getpid():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import platform
 import random
@@ -23,11 +24,12 @@ def main() -> int:
     options.add_argument("--only", default=",".join(CHAPTERS), help="chapters, with commas")
     options.add_argument("--case", help="one case, by its name")
     options.add_argument("--try", dest="only_try", type=int, help="one try of it, by its number")
-    options.add_argument("--child", nargs=6, help=argparse.SUPPRESS)
+    options.add_argument("--case-minutes", type=float, default=math.inf, help="of a case, at most, and its last try")
+    options.add_argument("--child", nargs=7, help=argparse.SUPPRESS)
     given = options.parse_args()
     if given.child:
-        chapter, name, child_form, seed, first, last = given.child
-        run_tries(chapter, name, child_form, int(seed), int(first), int(last))
+        chapter, name, child_form, seed, first, last, seconds = given.child
+        run_tries(chapter, name, child_form, int(seed), int(first), int(last), float(seconds))
         return 0
     chapters = given.only.split(",")
     if unknown := set(chapters) - set(CHAPTERS):
@@ -38,7 +40,8 @@ def main() -> int:
     print(f"Python {platform.python_version()}, NumPy {np.__version__}, {platform.platform()}, {os.cpu_count()} cores")
     outcomes: list[Outcome] = []
     for chapter in chapters:
-        outcomes += run_chapter(chapter, given.form or "short", seed, given.case, given.only_try)
+        seconds = given.case_minutes * 60
+        outcomes += run_chapter(chapter, given.form or "short", seed, given.case, given.only_try, seconds)
     bad = [outcome.case.name for outcome in outcomes if outcome.is_bad]
     tried = sum(outcome.tried for outcome in outcomes)
     offered = sum(outcome.counts["offered"] for outcome in outcomes)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import faulthandler
 import importlib
 import json
+import math
 import os
 import random
 import signal
@@ -124,8 +125,9 @@ def cases_of(chapter: str) -> list[Case]:
 # ---- in the child -------------------------------------------------------------------------------------------
 
 
-def run_tries(chapter: str, name: str, form: Form, seed: int, first: int, last: int) -> None:
-    """Run tries, and print a line of JSON after each."""
+def run_tries(chapter: str, name: str, form: Form, seed: int, first: int, last: int, seconds: float) -> None:
+    """Run tries until the time is over, and print a line of JSON after each."""
+    end = time.monotonic() + seconds
     (found,) = (case for case in cases_of(chapter) if case.name == name)
     for number in range(first, last):
         faulthandler.dump_traceback_later(found.limit_s, exit=True, file=sys.__stderr__)
@@ -142,6 +144,8 @@ def run_tries(chapter: str, name: str, form: Form, seed: int, first: int, last: 
         faulthandler.cancel_dump_traceback_later()
         line = {"try": number, "counts": attempt.counts, "failure": failure, "skipped": skipped}
         print(json.dumps(line), flush=True)
+        if time.monotonic() > end:
+            return
 
 
 # ---- in the parent ------------------------------------------------------------------------------------------
@@ -171,14 +175,16 @@ class Outcome:
             self.failures.append((line["try"], line["failure"]))
 
 
-def run_case(chapter: str, case: Case, form: Form, seed: int, only_try: int | None = None) -> Outcome:
+def run_case(
+    chapter: str, case: Case, form: Form, seed: int, only_try: int | None = None, seconds: float = math.inf
+) -> Outcome:
     outcome = Outcome(case)
     begin = time.monotonic()
     first, last = (0, case.tries[form]) if only_try is None else (only_try, only_try + 1)
     with tempfile.TemporaryDirectory(prefix="pcmring-faults-") as folder:
         extra = case.environment(Path(folder)) if case.environment else {}
         while first < last:
-            words = [chapter, case.name, form, seed, first, last]
+            words = [chapter, case.name, form, seed, first, last, begin + seconds - time.monotonic()]
             command = [sys.executable, "-X", "faulthandler", "-m", "faults", "--child", *map(str, words)]
             with tempfile.TemporaryFile("w+", errors="replace") as complaints:  # may be many
                 child = subprocess.Popen(
@@ -206,7 +212,7 @@ def run_case(chapter: str, case: Case, form: Form, seed: int, only_try: int | No
                 if line.startswith('{"try"'):
                     outcome.take(json.loads(line))
                     first += 1
-            if outcome.skipped:
+            if outcome.skipped or (child.returncode == 0 and time.monotonic() > begin + seconds):
                 break
             if first < last:
                 outcome.tried += 1
@@ -233,15 +239,20 @@ def row(outcome: Outcome) -> str:
 
 
 def run_chapter(
-    chapter: str, form: Form, seed: int, name: str | None = None, only_try: int | None = None
+    chapter: str,
+    form: Form,
+    seed: int,
+    name: str | None = None,
+    only_try: int | None = None,
+    seconds: float = math.inf,
 ) -> list[Outcome]:
-    """Run a chapter, and print its table."""
+    """Run a chapter, each case for so long at most, or the try during which that is over; and print its table."""
     print(f"\n## {chapter}\n\n{HEADER}\n|---|{'--:|' * 8}", flush=True)
     outcomes = []
     for case in cases_of(chapter):
         if name not in (None, case.name) or not (case.tries[form] or name):
             continue
-        outcome = run_case(chapter, case, form, seed, only_try)
+        outcome = run_case(chapter, case, form, seed, only_try, seconds)
         outcomes.append(outcome)
         print(row(outcome), flush=True)
     for outcome in outcomes:

@@ -349,6 +349,33 @@ def misuse() -> dict[str, Any]:
     return found
 
 
+def stop_interrupted_in_close() -> dict[str, Any]:
+    """A Ctrl-C between PortAudio's return and sounddevice's next step; then a second stop, and another start."""
+    with opened() as source, ring_for(source) as buffer:
+        source.start(buffer)
+        until(lambda: buffer.frames_written > 0)
+        stream = source._stream
+        close = stream.close
+
+        def interrupted() -> None:
+            close()
+            raise KeyboardInterrupt
+
+        stream.close = interrupted
+        try:
+            source.stop()
+            was_raised = False
+        except KeyboardInterrupt:
+            was_raised = True
+        frames, counted = buffer.frames_written, source.counters.frames
+        source.stop()
+        buffer.write(np.zeros((1, source.channels), source.dtype))
+        source.start(buffer)
+        until(lambda: buffer.frames_written > frames + 1)
+        source.stop()
+        return {"was_raised": was_raised, "frames": frames, "counted": counted}
+
+
 def buffer_closed_first() -> list[Any]:
     with opened(block_frames=128) as source:
         buffer = ring_for(source)
