@@ -462,7 +462,7 @@ class GeneratorSource(_PacedSource):
         block_frames: int = 512,
         speed: float = 1.0,
     ) -> None:
-        if not isinstance(kind, str) or kind not in GENERATORS:  # type: ignore[redundant-expr]
+        if type(kind) is not str or kind not in GENERATORS:  # not what only claims to be one
             raise ValueError(f"kind must be one of {', '.join(GENERATORS)}, got {kind!r}")
         super().__init__(block_frames, speed)
         self._kind = kind

@@ -27,7 +27,7 @@ from faults.campaign import Try, case, tests_environment
 from faults.load import BLOCK, LIMIT_S, RATE, read_all
 from faults.positions import frames
 from microphones import Devices, Microphone
-from native_support import Foreign
+from native_support import PACKAGE_ROOT, Foreign
 from patience import DEADLINE_S, until
 from pcmring import AudioBuffer, BufferClosed, CaptureCallback, FileBasedAudioManager
 
@@ -338,14 +338,15 @@ def exceptions_in_every_use_of_a_device(attempt: Try) -> None:
 def _interrupt(work: Callable[[], object], after_s: float) -> bool:
     """Do it, with a Ctrl-C on the way; whether it came before the end.
 
-    Not where Python itself is at a lock: it can leave it locked for good (`threading.Condition.__enter__`).
+    In pcmring's code, or while it waits. Python's own that takes a lock (threading, logging) can leave it locked.
     """
 
     def handler(number: int, frame: FrameType | None) -> None:
-        if frame is not None and frame.f_code.co_filename == threading.__file__ and frame.f_code.co_name != "wait":
-            signal.setitimer(signal.ITIMER_REAL, 2e-5)
-        else:
+        code = None if frame is None else frame.f_code
+        ours = PACKAGE_ROOT / "pcmring"
+        if code is threading.Condition.wait.__code__ or (code and Path(code.co_filename).is_relative_to(ours)):
             raise KeyboardInterrupt
+        signal.setitimer(signal.ITIMER_REAL, 2e-5)
 
     before = signal.signal(signal.SIGALRM, handler)
     try:
@@ -359,7 +360,7 @@ def _interrupt(work: Callable[[], object], after_s: float) -> bool:
     return False
 
 
-@case(short=4, long=200, limit_s=300)
+@case(short=4, long=200, limit_s=120)
 def ctrl_c_at_any_moment_of_a_start_or_a_stop(attempt: Try) -> None:
     """A stop then ends it, whatever was done by then: no thread is left, and the next recording is whole."""
     own_folders(attempt.folder)
