@@ -78,8 +78,9 @@ BLOCK_FRAMES = 512
 #: whoever opens a stream for 30 s (PulseAudio).
 REOPENING_S = 1.0
 
-#: A watchdog that wakes up so much too late does not judge: the process had been stopped, or the machine slept. It
-#: sleeps as long at a time: what it does not notice of a standstill is short beside the silence it waits for.
+#: Time that the watchdog wakes up too late, if it is more than this, is no silence of the device: the process had been
+#: stopped, or the machine slept. It sleeps as long at a time: what it does not notice of a standstill is short beside
+#: the silence it waits for.
 OVERSLEPT_S = 0.25
 
 State = Literal["new", "starting", "capturing", "recovering", "finished", "failed", "stopped"]
@@ -453,11 +454,12 @@ class CaptureSession:
     def _watch_source(self) -> State | Exception:
         """Return when the source brings nothing more: an error, or how it ended."""
         source = self.source
-        awake_ns = self._started_ns
-        excused_ns = -1
+        stood_still_s, awake_ns = 0.0, 0
         while not self._is_stopping:
             now_ns, arrival_ns = time.monotonic_ns(), source.last_arrival_ns
-            silent_s = (now_ns - max(arrival_ns, awake_ns)) * 1e-9
+            if arrival_ns > awake_ns:
+                stood_still_s = 0.0
+            silent_s = max(0.0, (now_ns - max(arrival_ns, self._started_ns)) * 1e-9 - stood_still_s)
             if not source.active:
                 if not source.finished:
                     return "stopped"  # by another: at the end of the interpreter all sources are
@@ -466,14 +468,12 @@ class CaptureSession:
                 return SourceError(source.name, f"no audio has come for {silent_s:.1f} s")
             self._notice_losses()
             self._watch_memory()
-            stood_still = self._pause(source, self.silence_limit_s - silent_s)
-            if stood_still and arrival_ns != excused_ns:
-                # audio may only now begin to come. Once: this machine may be always late.
-                awake_ns, excused_ns = time.monotonic_ns(), arrival_ns
+            if standstill_s := self._pause(source, self.silence_limit_s - silent_s):
+                stood_still_s, awake_ns = stood_still_s + standstill_s, time.monotonic_ns()
         return "stopped"
 
-    def _pause(self, source: Source, seconds: float) -> bool:
-        """Sleep, until the end at most; return early, and True, if the process stood still meanwhile."""
+    def _pause(self, source: Source, seconds: float) -> float:
+        """Sleep, until the end at most; return early if the process stood still, and for how many seconds."""
         now_s = time.monotonic()
         end_s = now_s + seconds
         while now_s < end_s and source.active and not self._is_stopping:
@@ -483,9 +483,9 @@ class CaptureSession:
             else:
                 source.wait(step_s)
             now_s, begin_s = time.monotonic(), now_s
-            if now_s - begin_s > step_s + OVERSLEPT_S:
-                return True
-        return False
+            if (standstill_s := now_s - begin_s - step_s - OVERSLEPT_S) > 0.0:
+                return standstill_s
+        return 0.0
 
     def _recover(self, error: Exception) -> bool:
         """Reopen until audio comes again; False if the end is asked for before."""
