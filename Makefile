@@ -204,4 +204,4 @@ clean: ## what builds and runs left behind, except the virtual environments
 	@test ! -f tests/native/Makefile || $(MAKE) --no-print-directory -C tests/native clean
 
 distclean: clean ## the virtual environments too
-	rm -rf .venv .venv-asan .venv-tsan .venv-3t .venv-bench
+	rm -rf .venv .venv-asan .venv-tsan .venv-3t .venv-bench .venv-demo

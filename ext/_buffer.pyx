@@ -24,7 +24,7 @@ import threading
 
 import numpy as np
 
-from pcmring._records import CAUSES, Block, BufferStatistics, Gap
+from pcmring._records import CAUSES, Block, Gap
 from pcmring.errors import BufferClosed, FramesLost
 
 cnp.import_array()
@@ -1200,6 +1200,7 @@ cdef class AudioBuffer:
 
     def statistics(self):
         """Return the buffer's counters at this moment, as a `BufferStatistics`."""
+        from pcmring._statistics import BufferStatistics
         cdef pcmring_control *control
         cdef uint64_t fill
         cdef int i

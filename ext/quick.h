@@ -41,8 +41,8 @@ static PyMethodDef *pcmring_definition(PyObject *type, const char *name)
     static void WHAT##_install(PyObject *type, const char *name)                                                         \
     {                                                                                                                    \
         PyMethodDef *definition = pcmring_definition(type, name);                                                        \
-        if (definition == NULL)                                                                                          \
-            return;                                                                                                      \
+        if (definition == NULL || definition->ml_meth == (PyCFunction)(void (*)(void))WHAT##_entry)                      \
+            return; /* replaced by an import that failed later on */                                                     \
         WHAT##_method = (pcmring_method)(void (*)(void))definition->ml_meth;                                             \
         definition->ml_meth = (PyCFunction)(void (*)(void))WHAT##_entry;                                                 \
     }

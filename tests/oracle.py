@@ -1,6 +1,6 @@
 """The ring as plain Python lists: what AudioBuffer and Reader promise, with nothing that makes it fast.
 
-Written from design.md and the docstrings. A frame is a serial number; `samples` says what the frame of that number
+Written from the docstrings. A frame is a serial number; `samples` says what the frame of that number
 holds, so that every frame differs from those a lap earlier or later and from its neighbours.
 """
 

@@ -946,7 +946,7 @@ def test_the_seeds_buffer_snippet_runs_verbatim(path):
     assert tracker.get_total_buffer_memory() == 0
 
 
-# ---- what the incumbent got wrong (field.md section 4) ----------------------------------------------
+# ---- what the incumbent got wrong ---------------------------------------------------------------------
 
 
 def test_asking_for_more_than_is_held_never_repeats_audio():

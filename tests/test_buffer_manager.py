@@ -1,6 +1,6 @@
 """AudioBufferManager: both modes, and the change between them in the middle of a recording; and the names.
 
-Numbers like D32 are those of the list of defects that this design exists to avoid.
+Numbers like D32 are those of defects of W4L's own audio system, which this design exists to avoid.
 """
 
 from __future__ import annotations

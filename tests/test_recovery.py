@@ -1,6 +1,6 @@
 """A device that goes away: it is noticed, told once, reopened, and what is missing is written down.
 
-Numbers like D26 are those of the list of defects that this design exists to avoid.
+Numbers like D26 are those of defects of W4L's own audio system, which this design exists to avoid.
 """
 
 from __future__ import annotations

@@ -920,6 +920,21 @@ def test_a_window_has_no_loss_in_it():
         assert reader.position - reader.start == reader.delivered + reader.lost == 4900
 
 
+@needs_soxr
+def test_a_frame_that_a_window_had_is_not_lost_when_the_next_window_meets_a_loss():
+    with AudioBuffer(6000, samplerate=32000) as buffer, ResamplingReader(buffer, 16000, start="oldest") as reader:
+        windows, had = reader.blocks(400, hop=100, timeout=0.0), set()
+        for _ in range(3):
+            buffer.write(noise(9000))
+            with contextlib.suppress(TimeoutError):
+                for block in windows:
+                    had |= set(range(block.start, block.start + block.frames))
+        lost = {position for first, last in reader.losses() for position in range(first, last)}
+        assert lost
+        assert not had & lost
+        assert len(lost) == reader.lost
+
+
 def test_windows_come_in_an_event_loop():
     audio = noise(9600)
     expected = offline(audio, 48000, 16000)

@@ -1,6 +1,6 @@
 """StreamingAudioManager: what was captured is there, once, in order, in the wanted form, whatever the program does.
 
-Numbers like D5 are those of the list of defects that this design exists to avoid.
+Numbers like D5 are those of defects of W4L's own audio system, which this design exists to avoid.
 """
 
 from __future__ import annotations

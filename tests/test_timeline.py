@@ -455,6 +455,21 @@ def test_an_overflow_in_audio_that_comes_late_is_as_long_as_the_devices_clock_sa
     assert buffer.gaps() == [Gap(6 * BLOCK, 3 * RATE // 10, "device_overflow", False)]
 
 
+def test_what_a_stream_lost_long_ago_without_a_word_is_not_part_of_an_overflow_now():
+    """0.3 s without a word, then 2.2 s that come in time; the device has no clock."""
+    buffer = AudioBuffer(RATE, samplerate=RATE)
+    with Device(buffer) as device:
+        device.call(0.0)
+        due = time.monotonic() + 0.3
+        for _ in range(110):
+            due += 0.02
+            until(lambda due=due: time.monotonic() > due)
+            device.call(0.0, RATE // 50)
+        device.call(0.0, flags=OVERFLOW)
+    ((_, missing, _, _),) = buffer.gaps()
+    assert missing < RATE // 10
+
+
 def test_a_callback_without_frames_between_does_not_shorten_the_estimate():
     buffer = AudioBuffer(RATE, samplerate=RATE)
     with Device(buffer) as device:

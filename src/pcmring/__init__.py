@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from pcmring._buffer import AudioBuffer, AudioView, Reader
 from pcmring._capture import CaptureCallback
-from pcmring._records import Block, BufferStatistics, Gap, StreamTime
+from pcmring._records import Block, Gap, StreamTime
 from pcmring._tracker import AudioBufferTracker
 from pcmring.errors import BufferClosed, FramesLost
 
 # A name loaded late stands three times: here for type checkers, in __all__, and in _LATE with its module.
 if TYPE_CHECKING:
     from pcmring._late import MissingPackage
+    from pcmring._statistics import BufferStatistics
     from pcmring.buffer_manager import (
         AudioBufferManager,
         FileBasedAudioManager,
@@ -103,6 +104,7 @@ __all__ = [
 
 _LATE = {
     "_late": ("MissingPackage",),
+    "_statistics": ("BufferStatistics",),
     "buffer_manager": (
         "AudioBufferManager",
         "FileBasedAudioManager",

@@ -8,9 +8,9 @@ from typing_extensions import CapsuleType, Self, disjoint_base
 from pcmring._aio import _Hold
 from pcmring._records import CAUSES as CAUSES
 from pcmring._records import Block as Block
-from pcmring._records import BufferStatistics as BufferStatistics
 from pcmring._records import Gap as Gap
 from pcmring._records import StreamTime
+from pcmring._statistics import BufferStatistics
 
 _Sample: TypeAlias = np.int16 | np.int32 | np.float32 | np.float64
 _SampleT = TypeVar("_SampleT", bound=_Sample)

@@ -245,7 +245,6 @@ def _abort(stream: Any, capture: CaptureCallback) -> None:
             stream.close()
         _abandoned.pop(id(stream), None)
 
-    _abandoned[id(stream)] = (stream, capture)
     if capture.realtime_thread_id:  # erring without end, it must not have a core for itself
         with suppress(OSError):  # it has ended just now
             os.sched_setscheduler(capture.realtime_thread_id, os.SCHED_OTHER, os.sched_param(0))
@@ -515,19 +514,23 @@ class PortAudioSource(Source):
             time.sleep(STOP_STEP_S)
         self._final = self._count(capture)
         self._final_arrival_ns = capture.last_call_ns
-        is_stuck = self._is_running(stream)
-        if not is_stuck:
-            stream.stop()
-        try:
-            if is_stuck:
-                _abort(stream, capture)
-            else:
-                with _lock:
-                    stream.close()
-        finally:  # after a Ctrl-C, too, PortAudio must not be asked again about what it has freed
-            capture.close()
-            self._stream = self._capture = self._buffer = None
-            live.discard(self)
+        if self._is_running(stream):
+            _abandoned[id(stream)] = (stream, capture)
+            self._forget()
+            _abort(stream, capture)
+            return
+        stream.stop()
+        with _lock:
+            try:
+                stream.close()
+            finally:  # after a Ctrl-C, too, PortAudio must not be asked again about what it has freed
+                self._forget()
+
+    def _forget(self) -> None:
+        assert self._capture is not None
+        self._capture.close()
+        self._stream = self._capture = self._buffer = None
+        live.discard(self)
 
     def stop(self) -> None:
         if self._pid != os.getpid():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["CAUSES", "Block", "BufferStatistics", "Gap", "StreamTime"]
+__all__ = ["CAUSES", "Block", "Gap", "StreamTime"]
 
 #: Why frames are missing, in the order of ring.h's enum pcmring_cause.
 CAUSES = ("device_overflow", "dropped", "reopened", "paused")
@@ -79,27 +79,3 @@ class StreamTime(float):
 
     def __reduce__(self) -> tuple[type[StreamTime], tuple[float, str]]:
         return StreamTime, (float(self), self.clock)
-
-
-class BufferStatistics(NamedTuple):
-    """Counters of one buffer at one moment. All counts are frames unless the name says otherwise."""
-
-    capacity: int
-    channels: int
-    dtype: str
-    samplerate: float | None  #: hertz
-    policy: str
-    mirrored: bool  #: a view across the end of memory costs no copy
-    nbytes: int  #: audio bytes held at most
-    memory_bytes: int  #: all memory of the ring: audio, tables, rounding to pages
-    frames_written: int
-    oldest: int
-    fill: int
-    peak_fill: int  #: high-water mark of `fill`
-    blocks: int  #: writes that stored at least one frame
-    min_block: int
-    max_block: int
-    frames_lost: dict[str, int]  #: frames that never reached the ring, by cause
-    gaps: int  #: entries ever made in the ledger
-    frames_delivered: int  #: by the buffer's own reader
-    frames_overrun: int  #: overwritten before the buffer's own reader took them

@@ -472,7 +472,8 @@ class ResampledBlocks:
             while True:
                 source._pump(self._frames, deadline)
                 got = len(source._run)
-                if got < self._frames and source._runs:  # too short, and a loss follows: it is a part of that
+                if got < self._frames and source._runs:  # too short, and a loss follows: its new frames are lost, too
+                    source._position += min(got, max(0, self._end - source._position))
                     source._run = source._run[got:]
                     continue
                 break

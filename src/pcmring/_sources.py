@@ -229,6 +229,10 @@ def stop_all() -> None:
 atexit.register(stop_all)
 
 
+#: How long a start that failed waits for its thread, which may have begun, before others close what it reads.
+INTERRUPTED_START_S = 0.25
+
+
 class _Run:
     """One start of a paced source. The thread holds this and not the source, so that a forgotten source is seen."""
 
@@ -387,8 +391,10 @@ class _PacedSource(Source):
             self._run = _Run(self.name, self._blocks(), buffer, self.samplerate * self._speed, missing_since_ns)
             try:
                 self._run.thread.start()
-            except BaseException:  # a Ctrl-C in its wait for the thread, which then runs
+            except BaseException:  # a Ctrl-C in its wait for the thread, which may run then
                 self._run.stopping.set()
+                self._run.ended.wait(INTERRUPTED_START_S)
+                self._run.ended.set()
                 raise
             self._is_started = True
             live.add(self)

@@ -9,6 +9,9 @@
 #include "ring.h"
 #if defined(__linux__)
 #include <sched.h>
+#ifndef SCHED_RESET_ON_FORK /* a strict -std=c11 hides it */
+#define SCHED_RESET_ON_FORK 0x40000000
+#endif
 #endif
 
 /* PaStreamCallbackTimeInfo: seconds on the stream's clock; hosts are known to leave zeros. */
@@ -46,6 +49,8 @@ typedef struct pcmring_capture {
 
 /* How far the arrival of a frame may be from its capture, by more than that of the frames before it. */
 #define PCMRING_ARRIVAL_S 0.1
+/* A stream that has been late for so long is late for good: it lost something unsaid, or its device is slow. */
+#define PCMRING_LATE_S 2.0
 
 /* Frames for which there was time since the last punctual block. */
 static inline double pcmring_capture_since_(const pcmring_capture *capture, int64_t now_ns)
@@ -138,7 +143,7 @@ static PCMRING_NOINLINE int pcmring_capture_callback(const void *input, void *ou
         capture->since_punctual += frames + capture->reported;
         /* a thousandth: more than a device's clock and the computer's differ by */
         if (pcmring_capture_since_(capture, now_ns) * 0.999 <= (double)capture->since_punctual ||
-            capture->punctual_ns == 0) {
+            (double)capture->since_punctual > PCMRING_LATE_S * ring->control->samplerate || capture->punctual_ns == 0) {
             capture->punctual_ns = now_ns;
             capture->since_punctual = 0;
         }

@@ -125,7 +125,7 @@ typedef _Atomic uint64_t pcmring_a64;
 /* ---- facts -------------------------------------------------------------------------------- */
 
 #define PCMRING_MAGIC 0x676e69726d6370ull /* "pcmring" in memory, little-endian */
-#define PCMRING_LAYOUT 1u                 /* raised whenever the bytes below change meaning */
+#define PCMRING_LAYOUT 2u                 /* raised whenever the bytes below change meaning */
 #define PCMRING_MAX_CHANNELS 64u
 #define PCMRING_GUARD_SLOTS 64u    /* guarded readers at a time; bounds the producer's scan */
 #define PCMRING_MAX_GAPS 256u      /* ledger entries of a full-size ring */
