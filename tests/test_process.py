@@ -580,6 +580,11 @@ def test_importing_loads_no_optional_package(loaded_beyond_numpy):
     assert loaded_beyond_numpy & late == set()
 
 
+@pytest.mark.parametrize("module", ["pcmring.buffer_manager", "pcmring.pipeline"])
+def test_what_threads_report_is_loaded_before_they_run(module):
+    assert run(f"import sys, {module}; print('pcmring._statistics' in sys.modules)").stdout == "True\n"
+
+
 def test_importing_prints_nothing_starts_no_thread_and_leaves_signals_alone():
     done = run("""
         import signal, threading, warnings

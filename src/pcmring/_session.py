@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
 
+import pcmring._statistics  # noqa: F401 - not in the watchdog: a fork in the middle of an import spoils the child's
 from pcmring._buffer import AudioBuffer, AudioView
 from pcmring._config import MAX_BUFFER_SIZE_SECONDS
 from pcmring._delivery import Delivery, StreamHandlers

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+import pcmring._statistics  # noqa: F401 - not in a thread: a fork in the middle of an import spoils the child's
 from pcmring._buffer import AudioBuffer, Reader
 from pcmring._records import Gap
 from pcmring._resample import ResamplingReader
