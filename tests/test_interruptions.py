@@ -1,19 +1,23 @@
-"""A Ctrl-C in the middle of a start: a stop ends what was begun, and the next start works."""
+"""A Ctrl-C in the middle of anything: a stop ends what was begun, and the next start works."""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
-from microphones import Devices, Microphone
+from ctrl_c import CtrlC
+from microphones import Devices, Microphone, ramp
 from patience import DEADLINE_S, until
 from pcmring import AudioBuffer, FileBasedAudioManager
 from pcmring._session import CaptureSession
 from virtual_mic import need
 
 need("soundfile", "psutil")
+import soundfile  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -64,3 +68,61 @@ def test_a_source_whose_start_was_interrupted_writes_no_more(monkeypatch):
         until(lambda: not ours())
         source.start(buffer)
         assert source.active
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # a result that is lost on the way
+@pytest.mark.parametrize(
+    "work", ["start_recording", "stop_recording", "save_as", "save_as over another", "set_buffer_size", "cleanup"]
+)
+def test_a_ctrl_c_at_any_moment_harms_neither_the_file_nor_the_next_recording(work, tmp_path, caplog):
+    microphones: list[Microphone] = []
+    saved = tmp_path / "saved.wav"
+
+    def plug_in() -> Microphone:
+        microphones.append(Microphone())
+        return microphones[-1]
+
+    def interrupt(moment: int) -> bool:
+        """Whether there is such a moment."""
+        if work != "start_recording":
+            assert manager.start_recording()
+            assert manager.wait_ready(DEADLINE_S)
+        if work.startswith("save_as"):
+            manager.stop_recording()
+        call = {
+            "start_recording": manager.start_recording,
+            "stop_recording": manager.stop_recording,
+            "save_as": lambda: manager.save_as(saved),
+            "save_as over another": lambda: manager.save_as(saved, overwrite=True),
+            "set_buffer_size": lambda: manager.set_buffer_size(2),
+            "cleanup": lambda: manager.memory_monitor.cleanup(force=True),
+        }[work]
+        with CtrlC(moment) as ctrl_c:
+            call()
+        if work in ("set_buffer_size", "cleanup"):
+            assert manager.is_recording
+        manager.stop_recording()
+        assert not manager.is_recording
+        until(lambda: not ours())
+        assert not any(microphone.active for microphone in microphones)
+        microphones.clear()
+        # `saved` is empty if one came when its name was ours, and the recording not there yet
+        files = [path for path in (*manager.get_audio_files(), saved) if os.path.exists(path) and os.path.getsize(path)]
+        assert files or work == "start_recording"
+        for path in files:
+            samples, _ = soundfile.read(path, dtype="float32")
+            assert np.array_equal(samples[:, None], ramp(0, len(samples)))
+        saved.unlink(missing_ok=True)
+        for path in manager.get_audio_files():
+            manager.release_audio_file(path)
+        manager.resource_manager.cleanup()
+        return ctrl_c.has_come
+
+    with FileBasedAudioManager(Devices(plug_in), subtype="FLOAT") as manager:
+        moment = 0
+        while interrupt(moment):
+            moment += 1
+        assert moment > 20
+        assert manager.start_recording()
+        assert manager.wait_ready(DEADLINE_S)
+    assert caplog.messages == []

@@ -542,7 +542,7 @@ def test_a_file_that_cannot_be_made_leaves_nothing_behind(
     manager: ResourceManager, folder: Path, monkeypatch: pytest.MonkeyPatch, calls_that_work: int
 ) -> None:
     manager.create_temp_file()
-    before, fds = os.listdir(folder), len(_tempfiles._lock_fds)
+    before, fds = os.listdir(folder), len(_tempfiles._locks)
     real = os.fstat
 
     def full(fd: int) -> Any:
@@ -560,7 +560,7 @@ def test_a_file_that_cannot_be_made_leaves_nothing_behind(
     monkeypatch.undo()
     assert os.listdir(folder) == before
     assert len(manager.get_temp_files()) == 1
-    assert len(_tempfiles._lock_fds) == fds
+    assert len(_tempfiles._locks) == fds
 
 
 def test_the_default_folder_is_the_users_own_and_survives_a_reboot(

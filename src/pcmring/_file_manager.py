@@ -47,8 +47,10 @@ def _on_end(file: TempFile, session: CaptureSession, handlers: StreamHandlers, r
 
 def _move(source: str, target: str, overwrite: bool) -> None:
     """Rename, or across file systems copy; `target` is whole or not there."""
+    placeholder = None
     if not overwrite:
-        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))  # the name is ours, or FileExistsError
+        with open(target, "xb", opener=partial(os.open, mode=0o600)) as empty:  # the name is ours, or FileExistsError
+            placeholder = os.fstat(empty.fileno())
     copy = f"{target}.{secrets.token_hex(4)}"
     try:
         try:
@@ -65,7 +67,8 @@ def _move(source: str, target: str, overwrite: bool) -> None:
     except BaseException:
         with suppress(OSError):
             os.unlink(copy)
-        if not overwrite:
+        # A Ctrl-C may have come when the recording was moved already: then this is it.
+        if placeholder is not None and os.path.samestat(placeholder, os.lstat(target)):
             os.unlink(target)
         raise
 
@@ -248,11 +251,14 @@ class FileBasedAudioManager(StreamingAudioManager):
         """
         file = self._finished(audio_file)
         target = os.path.abspath(path)
-        _move(file.path, target, overwrite)
-        self.resource_manager.remove_temp_file(file.path)
-        del self._audio_files[file.path]
-        if self._latest == file.path:
-            self._latest = target
+        try:
+            _move(file.path, target, overwrite)
+        finally:
+            if not os.path.lexists(file.path):  # moved, though a Ctrl-C may have come then
+                self._audio_files.pop(file.path, None)
+                self.resource_manager.remove_temp_file(file.path)
+                if self._latest == file.path:
+                    self._latest = target
         logger.info("recording saved as %r", target)
         return target
 

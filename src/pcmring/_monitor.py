@@ -370,14 +370,20 @@ class MemoryMonitor:
         SystemExit and the like end the call.
         """
         thread = threading.get_ident()
-        if self._cleaner == thread or not self._cleaning.acquire(blocking=force):
+        if self._cleaner == thread:
             return 0
         try:
+            if not self._cleaning.acquire(blocking=force):
+                return 0
             self._cleaner = thread
             return self._clean(force) if force or self._is_due(self._usage()) else 0
         finally:
-            self._cleaner = None
-            self._cleaning.release()
+            if self._cleaner == thread:
+                self._cleaner = None
+            try:  # noqa: SIM105 - one call more, and a Ctrl-C could come before the release
+                self._cleaning.release()
+            except RuntimeError:
+                pass  # another thread's
 
     def _clean(self, force: bool) -> int | None:
         self._is_armed, self._acted_at = False, time.monotonic()

@@ -150,7 +150,7 @@ class CaptureSession:
         self.error: Exception | None = None
         self.device_name = ""
         self._succession: Succession | None = None
-        self._source_lock = threading.Lock()
+        self._source_lock = threading.RLock()  # which knows whose it is: see `_end`
         self._end_lock = threading.Lock()
         self._orders: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._is_stopping = False
@@ -288,8 +288,8 @@ class CaptureSession:
         with self._end_lock:
             if self._is_over:
                 return
-            is_free = self._source_lock.acquire(timeout=REOPENING_S)
             try:
+                is_free = self._source_lock.acquire(timeout=REOPENING_S)
                 if self._buffer is not None and self._source is not None:
                     if is_free:
                         self._source.close()
@@ -301,8 +301,11 @@ class CaptureSession:
                 self.state = state
                 self._ready.set()
             finally:
-                if is_free:
+                # At once, and whatever `is_free` says: a Ctrl-C may have come before that was set, or may come here.
+                try:  # noqa: SIM105 - one call more
                     self._source_lock.release()
+                except RuntimeError:
+                    pass  # not ours: another thread hangs in it
         if not is_free:
             logger.warning("%s hangs while it is reopened: its thread is left behind", self.device_name)
 

@@ -19,6 +19,7 @@ POSIX only: Windows has neither descriptors of folders nor these locks.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
@@ -30,6 +31,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 if sys.platform != "win32":
@@ -46,8 +48,8 @@ EMPTY_BYTES = 44
 STATES = ("recording", "finished", "released")
 
 _OURS = re.compile(r"recording-\d+-[0-9a-f]{16}(\.[A-Za-z0-9]+)?")
-#: Descriptors of locks. A forked child closes its copies, so that it does not keep its parent's locks alive.
-_lock_fds: set[int] = set()
+#: Files that are locked. A forked child closes its copies, so that it does not keep its parent's locks alive.
+_locks: set[io.FileIO] = set()
 
 
 def _need_posix() -> None:
@@ -58,6 +60,10 @@ def _need_posix() -> None:
 def _open_folder(path: str) -> int:
     # The path was resolved when it was registered: a link at its end was put there since.
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def _open_here(folder_fd: int, name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder_fd)
 
 
 def _identity(facts: os.stat_result) -> tuple[int, int]:
@@ -97,15 +103,15 @@ class TempFile:
     """
 
     def __init__(
-        self, path: str, owner: object, state: str, lock_fd: int | None = None, *, recovered: bool = False
+        self, path: str, owner: object, state: str, lock: io.FileIO | None = None, *, recovered: bool = False
     ) -> None:
         _need_posix()
         self.path = path
         self.state = state
         self.recovered = recovered
         self._pid = os.getpid()
-        self._lock_fd: int | None = None
-        self._deleting = threading.Lock()  # never waited for
+        self._lock: io.FileIO | None = None  # it owns the descriptor: whatever comes between, that is closed once
+        self._deleting = threading.RLock()  # never waited for
         self._owner: weakref.ref[Any] | None = None
         if owner is not None:
             try:
@@ -116,14 +122,14 @@ class TempFile:
         self.modified = 0.0
         with suppress(FileNotFoundError, NotADirectoryError):
             # what we hold is the file, whatever its name leads to by now
-            facts = os.lstat(path) if lock_fd is None else os.fstat(lock_fd)
+            facts = os.lstat(path) if lock is None else os.fstat(lock.fileno())
             if not stat.S_ISREG(facts.st_mode):
                 raise ValueError(f"path must name a regular file, not a folder, link or device; got {path!r}")
             self._identity = _identity(facts)
             self.modified = facts.st_mtime
-        if lock_fd is not None:
-            _lock_fds.add(lock_fd)
-            self._lock_fd = lock_fd
+        if lock is not None:
+            _locks.add(lock)
+            self._lock = lock
 
     @property
     def size_bytes(self) -> int:
@@ -141,7 +147,7 @@ class TempFile:
     @property
     def is_locked(self) -> bool:
         """Whether it lies in our folder, made there or recovered."""
-        return self._lock_fd is not None
+        return self._lock is not None
 
     @property
     def is_deletable(self) -> bool:
@@ -185,12 +191,14 @@ class TempFile:
         OSError
             The system refused; it stays in our care, and may be tried again.
         """
-        if not self._deleting.acquire(blocking=False):
-            return False  # another thread does it right now
         try:
-            return self.is_deletable and self._delete()
+            # False: another thread does it right now
+            return self._deleting.acquire(blocking=False) and self.is_deletable and self._delete()
         finally:
-            self._deleting.release()
+            try:  # noqa: SIM105 - one call more, and a Ctrl-C could come before the release
+                self._deleting.release()
+            except RuntimeError:
+                pass  # the other thread's
 
     def _delete(self) -> bool:
         folder, name = os.path.split(self.path)
@@ -206,7 +214,7 @@ class TempFile:
                 logger.warning("%r is not the file that was registered: left alone, no longer looked after", self.path)
                 self.forget()
                 return False
-            if _is_open_for_writing(_identity(facts), self._lock_fd):
+            if _is_open_for_writing(_identity(facts), None if self._lock is None else self._lock.fileno()):
                 return False
             os.unlink(name, dir_fd=folder_fd)
         except FileNotFoundError:
@@ -218,13 +226,13 @@ class TempFile:
         return True
 
     def _unlock(self) -> None:
-        fd, self._lock_fd = self._lock_fd, None
-        if fd is not None and self._pid == os.getpid():  # in a forked child the number may be another file's
-            _lock_fds.discard(fd)
-            os.close(fd)
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.close()
+            _locks.discard(lock)
 
     def __del__(self) -> None:
-        if getattr(self, "_lock_fd", None) is not None:
+        if getattr(self, "_lock", None) is not None:
             self._unlock()
 
     def __repr__(self) -> str:
@@ -272,18 +280,18 @@ def create(folder: str, suffix: str, owner: object) -> TempFile:
             name = f"recording-{os.getpid()}-{secrets.token_hex(8)}{suffix}"
             if not _OURS.fullmatch(name):
                 raise ValueError(f"suffix must be a dot, then letters and digits, got {suffix!r}")
-            fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder_fd)
+            lock = io.FileIO(name, "x+", opener=partial(os.open, mode=0o600, dir_fd=folder_fd))
             try:
                 with suppress(OSError):  # a file system without locks: then nobody can recover it
-                    fcntl.flock(fd, fcntl.LOCK_EX)  # waits no longer than a `recover` looks at the file
-                if os.fstat(fd).st_nlink:
-                    return TempFile(os.path.join(folder, name), owner, "recording", fd)
+                    fcntl.flock(lock, fcntl.LOCK_EX)  # waits no longer than a `recover` looks at the file
+                if os.fstat(lock.fileno()).st_nlink:
+                    return TempFile(os.path.join(folder, name), owner, "recording", lock)
             except BaseException:
                 with suppress(FileNotFoundError):
                     os.unlink(name, dir_fd=folder_fd)
-                os.close(fd)
+                lock.close()
                 raise
-            os.close(fd)  # a `recover` was between, and deleted it as empty and left behind
+            lock.close()  # a `recover` was between, and deleted it as empty and left behind
 
 
 def recover(folder: str, max_age_s: float) -> list[TempFile]:
@@ -298,23 +306,23 @@ def recover(folder: str, max_age_s: float) -> list[TempFile]:
 def _adopt(folder: str, folder_fd: int, name: str, max_age_s: float) -> TempFile | None:
     """Take over a file whose program is dead, and return it; delete it where that is right."""
     try:
-        fd = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder_fd)
+        lock = io.FileIO(name, "r+", opener=partial(_open_here, folder_fd))
         file = None
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            facts = os.fstat(fd)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            facts = os.fstat(lock.fileno())
             here = os.stat(name, dir_fd=folder_fd, follow_symlinks=False)
             if not stat.S_ISREG(facts.st_mode) or _identity(here) != _identity(facts):
                 return None
             age_s = time.time() - facts.st_mtime
             if facts.st_size > EMPTY_BYTES and age_s <= max_age_s:
-                file = TempFile(os.path.join(folder, name), None, "finished", fd, recovered=True)
+                file = TempFile(os.path.join(folder, name), None, "finished", lock, recovered=True)
                 return file
             os.unlink(name, dir_fd=folder_fd)
             logger.info("%r deleted: %d bytes, %.0f s old, its program is dead", name, facts.st_size, age_s)
         finally:
             if file is None:
-                os.close(fd)
+                lock.close()
     except (BlockingIOError, FileNotFoundError):
         pass  # its program lives, or another one is recovering it, or was faster
     except OSError as failure:
@@ -338,10 +346,10 @@ def clean(files: dict[TempFile, None]) -> int:
 
 
 def _after_fork() -> None:
-    for fd in _lock_fds:
+    for lock in _locks:
         with suppress(OSError):
-            os.close(fd)
-    _lock_fds.clear()
+            lock.close()
+    _locks.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -97,7 +97,7 @@ def _signals(hold_s: float, own: random.Random) -> None:
 
     with AudioBuffer(10) as nothing:
         reader, end = nothing.reader(), time.monotonic() + hold_s
-        before = signal.signal(signal.SIGALRM, handler)
+        signal.signal(signal.SIGALRM, handler)
         signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
         while time.monotonic() < end:
             with suppress(Raised):
@@ -105,7 +105,7 @@ def _signals(hold_s: float, own: random.Random) -> None:
         while True:
             try:
                 signal.setitimer(signal.ITIMER_REAL, 0)
-                signal.signal(signal.SIGALRM, before)
+                signal.signal(signal.SIGALRM, signal.SIG_IGN)  # the default ends the process, at one that is late
                 break
             except Raised:
                 pass
@@ -340,23 +340,26 @@ def _interrupt(work: Callable[[], object], after_s: float) -> bool:
 
     In pcmring's code, or while it waits. Python's own that takes a lock (threading, logging) can leave it locked.
     """
+    is_over = False
 
     def handler(number: int, frame: FrameType | None) -> None:
         code = None if frame is None else frame.f_code
         ours = PACKAGE_ROOT / "pcmring"
+        if is_over:
+            return
         if code is threading.Condition.wait.__code__ or (code and Path(code.co_filename).is_relative_to(ours)):
             raise KeyboardInterrupt
         signal.setitimer(signal.ITIMER_REAL, 2e-5)
 
-    before = signal.signal(signal.SIGALRM, handler)
+    signal.signal(signal.SIGALRM, handler)  # and it stays: one that is late would end the process
     try:
         signal.setitimer(signal.ITIMER_REAL, after_s)
         work()
-        signal.setitimer(signal.ITIMER_REAL, 0)
     except KeyboardInterrupt:
         return True
     finally:
-        signal.signal(signal.SIGALRM, before)
+        is_over = True
+        signal.setitimer(signal.ITIMER_REAL, 0)
     return False
 
 
