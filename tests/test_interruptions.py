@@ -14,7 +14,7 @@ from microphones import Devices, Microphone, ramp
 from patience import DEADLINE_S, until
 from pcmring import AudioBuffer, FileBasedAudioManager
 from pcmring._session import CaptureSession
-from virtual_mic import need
+from virtual_mic import need, virtual_mics
 
 need("soundfile", "psutil")
 import soundfile  # noqa: E402
@@ -126,3 +126,12 @@ def test_a_ctrl_c_at_any_moment_harms_neither_the_file_nor_the_next_recording(wo
         assert manager.start_recording()
         assert manager.wait_ready(DEADLINE_S)
     assert caplog.messages == []
+
+
+@pytest.mark.native
+@pytest.mark.parametrize(("work", "every"), [("start_recording", 1), ("stop_recording", 5)])
+def test_a_ctrl_c_at_any_moment_leaves_a_sound_card_that_can_be_stopped_and_started(work, every):
+    got = virtual_mics().call("manager_is_interrupted", mics={"mic": {"rate": 16000}}, work=work, every=every)
+    assert got["moments"] > 50
+    assert got["log"] == []
+    assert got["state"] == "capturing"

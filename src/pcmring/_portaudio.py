@@ -314,6 +314,7 @@ class PortAudioSource(Source):
         self._final: SourceCounters | None = None
         self._final_arrival_ns = 0
         self._finished = False
+        self._is_ending = False
         self._error: SourceError | None = None
         self._pid = os.getpid()
 
@@ -488,7 +489,7 @@ class PortAudioSource(Source):
             self._start_ns = time.monotonic_ns()
             self._block_s = self._block_frames / self._wanted_samplerate
             self._final, self._final_arrival_ns = None, 0
-            self._finished, self._error = False, None
+            self._finished, self._is_ending, self._error = False, False, None
         log_start(self, buffer)
 
     def _end_stream(self) -> None:
@@ -503,6 +504,7 @@ class PortAudioSource(Source):
         stream, capture = self._stream, self._capture
         assert capture is not None
         self._note_end()
+        self._is_ending = True  # a Ctrl-C may come before the end
         patience_s = 0.25 + 2.0 * max(self._block_s, stream.latency)
         is_silent = time.monotonic_ns() - max(capture.last_call_ns, self._start_ns) > patience_s * 1e9
         deadline = time.monotonic() + (0.0 if is_silent else patience_s)
@@ -564,7 +566,9 @@ class PortAudioSource(Source):
 
     def _note_end(self) -> None:
         """Notice that the stream ended by itself. Holds the lock."""
-        if self._stream is not None and not self._finished and not self._is_running(self._stream):
+        if self._stream is None or self._finished or self._is_ending:
+            return
+        if not self._is_running(self._stream):
             self._finished = True
             buffer = self._buffer
             if buffer is None or not buffer.closed:
@@ -577,7 +581,7 @@ class PortAudioSource(Source):
             return False
         with self._lock:
             self._note_end()
-            return self._stream is not None and not self._finished
+            return self._stream is not None and not self._finished and not self._is_ending
 
     @property
     def finished(self) -> bool:

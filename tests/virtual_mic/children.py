@@ -933,3 +933,27 @@ def pulse_is_not_there(folder: str) -> dict[str, Any]:
         manager.device_manager.get_available_devices(refresh_devices=True)
         found["again"] = manager.start_recording() and manager.wait_ready(DEADLINE_S)
         return found
+
+
+def manager_is_interrupted(work: str, every: int) -> dict[str, Any]:
+    """A Ctrl-C at every n-th moment of a start or a stop; then a stop ends it and the next recording works."""
+    from ctrl_c import CtrlC
+
+    threads = threading.active_count()
+    with _manager(device="mic") as manager:
+        moment = 0
+        while True:
+            if work == "stop_recording":
+                assert manager.start_recording()
+                assert manager.wait_ready(DEADLINE_S)
+            with CtrlC(moment) as ctrl_c:
+                getattr(manager, work)()
+            manager.stop_recording()
+            assert not manager.is_recording
+            until(lambda: threading.active_count() <= threads)
+            if not ctrl_c.has_come:
+                break
+            moment += every
+        assert manager.start_recording()
+        assert manager.wait_ready(DEADLINE_S)
+        return {"moments": moment, "log": LOG, "state": manager.state}
