@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ import pytest
 from ctrl_c import CtrlC
 from microphones import Devices, Microphone, ramp
 from patience import DEADLINE_S, until
-from pcmring import AudioBuffer, FileBasedAudioManager
+from pcmring import AudioBuffer, BufferClosed, FileBasedAudioManager
+from pcmring._resample import ResamplingReader
 from pcmring._session import CaptureSession
 from virtual_mic import need, virtual_mics
 
@@ -126,6 +128,93 @@ def test_a_ctrl_c_at_any_moment_harms_neither_the_file_nor_the_next_recording(wo
         assert manager.start_recording()
         assert manager.wait_ready(DEADLINE_S)
     assert caplog.messages == []
+
+
+BLOCK = 480
+SIGNAL = np.random.default_rng(1).standard_normal((20 * BLOCK, 2)).astype(np.float32)
+
+
+def read_with_one_broken_off(call, samplerate: int, break_off):
+    """Read 10 ms blocks as they come, one under `break_off`; return (position, frames) of each, and the reader."""
+    with AudioBuffer(len(SIGNAL), 2, samplerate=48_000) as buffer:
+        reader = ResamplingReader(buffer, samplerate, start=0)
+        came = []
+
+        def read() -> None:
+            position = reader.position
+            frames = call(reader)
+            came.append((reader.position - len(frames), frames))
+            assert came[-1][0] >= position
+
+        for number, block in enumerate(np.split(SIGNAL, 20)):
+            buffer.write(block)
+            if number == 10:
+                with break_off(reader):
+                    read()
+            else:
+                read()
+        buffer.close()
+        with suppress(BufferClosed, StopIteration):
+            while True:
+                read()
+        return came, reader
+
+
+def read(reader):
+    return reader.read(BLOCK)
+
+
+def read_into(reader):
+    out = np.empty((BLOCK, 1), np.float32)
+    return out[: reader.read_into(out)]
+
+
+def window(reader):
+    with suppress(TimeoutError):
+        return next(reader.blocks(BLOCK // 4, timeout=0.0)).array
+    return np.empty((0, 1), np.float32)
+
+
+@pytest.mark.parametrize("samplerate", [48_000, 16_000])
+@pytest.mark.parametrize("call", [read, read_into, window])
+def test_a_ctrl_c_at_any_moment_of_a_read_loses_nothing_untold(call, samplerate):
+    moment, lost_results = 0, 0
+    while True:
+        ctrl_c = CtrlC(moment)
+        came, reader = read_with_one_broken_off(call, samplerate, lambda reader: ctrl_c)  # noqa: B023
+        assert reader.position - reader.start == reader.delivered + reader.lost
+        assert sum(stop - start for start, stop in reader.losses()) == reader.lost
+        assert reader.position == len(SIGNAL) * samplerate // 48_000  # to the very end, whatever happened
+        # a call whose work is done when the Ctrl-C comes has delivered: the result is lost on the way to the caller
+        lost_results += reader.delivered != sum(len(frames) for _, frames in came)
+        if samplerate == 48_000:
+            for position, frames in came:
+                mono = SIGNAL[position : position + len(frames)].mean(axis=1, keepdims=True, dtype=np.float32)
+                assert np.array_equal(frames, mono)
+        if not ctrl_c.has_come:
+            break
+        moment += 1
+    assert moment > 20
+    assert lost_results <= 5
+
+
+def test_a_read_for_whose_resampler_there_is_no_memory_loses_nothing_untold():
+    @contextmanager
+    def no_memory(reader):
+        class Full:
+            def __getattr__(self, name):
+                raise MemoryError
+
+        stream, reader._stream = reader._stream, Full()
+        with pytest.raises(MemoryError):
+            yield
+        reader._stream = stream
+
+    came, reader = read_with_one_broken_off(read, 16_000, no_memory)
+    assert reader.lost > 0
+    assert reader.delivered == sum(len(frames) for _, frames in came)
+    assert reader.position == len(SIGNAL) // 3
+    assert sum(stop - start for start, stop in reader.losses()) == reader.lost
 
 
 @pytest.mark.native

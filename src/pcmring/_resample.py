@@ -8,12 +8,14 @@ Where the ring lost frames the resampler is run out before the loss and starts a
 one side into the other. The lost stretch appears as lost output positions. Its first frame after the loss is the
 next whole output position, so the mapping within such a run may be off by up to one output frame; `ring_position`
 knows by how much.
+
+A call can be broken off anywhere, by a Ctrl-C or for want of memory. It has then done nothing, but for what it had
+taken from the ring: nobody knows what the resampler made of that, so it counts as lost, as if the ring had lost it.
 """
 
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections import deque
 from fractions import Fraction
@@ -130,7 +132,7 @@ class ResamplingReader:
                 buffer.samplerate, self._samplerate, self._inner, dtype="float32", quality=quality
             )
         self._scale = _SCALES.get(buffer.dtype.name)
-        self._busy = threading.Lock()
+        self._calls: dict[object, None] = {}  # the first is the one whose turn it is
         # Waits are for so many ring frames at most: one that fills the ring would be overtaken.
         self._slice = max(1, buffer.capacity // 4)
         self._reader: Reader = buffer.reader(start, guard=guard, name=name)
@@ -140,6 +142,7 @@ class ResamplingReader:
         self._run: NDArray[np.float32] = np.empty((0, self._channels), np.float32)
         self._runs: deque[tuple[int, NDArray[np.float32]]] = deque()
         self._is_over = False
+        self._is_broken = False  # nobody knows what the resampler holds
         self._lost = 0
         self._losses: deque[tuple[int, int]] = deque(maxlen=REMEMBERED)
         self._segments: deque[tuple[int, int]] = deque([(self._start, self._reader.start)], maxlen=REMEMBERED)
@@ -161,13 +164,13 @@ class ResamplingReader:
         if self._is_plain:
             self._reader.close()  # nothing is held
             return
-        self._begin()
+        call = object()
         try:
+            self._begin(call)
             if not self._is_over:
-                self._run_out()
-                self._is_over = True
+                self._end_all()
         finally:
-            self._busy.release()
+            self._calls.pop(call, None)
 
     def __enter__(self) -> Self:
         return self
@@ -268,8 +271,10 @@ class ResamplingReader:
 
     # ---- from the ring --------------------------------------------------------------------------------
 
-    def _begin(self) -> None:
-        if not self._busy.acquire(blocking=False):
+    def _begin(self, call: object) -> None:
+        """Make it this call's turn. The caller takes it out again, even if a Ctrl-C came right after this."""
+        self._calls[call] = None
+        if list(self._calls)[0] is not call:  # noqa: RUF015 - one step, also without the GIL
             raise RuntimeError("another thread is using this reader; open one for each")
 
     def _mixed(self, block: NDArray[Any]) -> NDArray[np.float32]:
@@ -303,9 +308,36 @@ class ResamplingReader:
         self._append(self._stream.resample_chunk(np.empty((0, self._inner), np.float32), last=True))
         self._stream.clear()
 
+    def _end_all(self) -> None:
+        before = self._state()
+        try:
+            self._run_out()
+            self._is_over = True
+        except BaseException:
+            self._undo(before, is_broken=True)
+            raise
+
+    def _state(self) -> tuple[Any, ...]:
+        return self._run, self._runs.copy(), self._end, self._position, self._lost, self._ring_end, self._is_broken
+
+    def _undo(self, before: tuple[Any, ...], is_broken: bool) -> None:
+        is_broken |= self._is_broken
+        self._run, self._runs, self._end, self._position, self._lost, self._ring_end, self._is_broken = before
+        self._is_broken |= is_broken
+
+    def _mend(self) -> None:
+        """Give up what was taken from the ring, and go on after it."""
+        self._stream.clear()
+        self._ring_end = self._reader.position
+        self._go_on_at(self._ring_end)
+        self._is_broken = False
+
     def _skip_to(self, ring_position: int) -> None:
         """The ring lost what lies before `ring_position`."""
         self._run_out()
+        self._go_on_at(ring_position)
+
+    def _go_on_at(self, ring_position: int) -> None:
         first = max(self._end, self._scaled(ring_position))
         if first > self._end:
             self._runs.append((first, np.empty((0, self._channels), np.float32)))
@@ -318,11 +350,11 @@ class ResamplingReader:
 
     def _note_loss(self, until: int) -> None:
         if until > self._position:
-            self._lost += until - self._position
-            if self._losses and self._losses[-1][1] == self._position:
+            if self._losses and self._losses[-1][1] >= self._position:  # ">": by a call that was broken off
                 self._losses[-1] = (self._losses[-1][0], until)
             else:
                 self._losses.append((self._position, until))
+            self._lost += until - self._position
             self._position = until
 
     def _ring_frames(self, wanted: int) -> int:
@@ -332,32 +364,37 @@ class ResamplingReader:
     def _pump(self, wanted: int, deadline: float | None) -> None:
         """Take from the ring until the run has `wanted` frames, or ends in a loss, or all is over, or time is."""
         while True:
-            if len(self._run) == 0 and self._runs:
-                self._next_run()
-            if len(self._run) >= wanted or self._runs or self._is_over:
-                return
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            before, taken = self._state(), self._reader.position
             try:
-                block = self._reader.read(min(self._ring_frames(wanted), self._slice), left)
-            except BufferClosed:
-                if self._reader.closed:
-                    raise
-                self._run_out()
-                self._is_over = True
-                return
-            first = self._reader.position - len(block)
-            if first != self._ring_end:
-                self._skip_to(first)
-            self._ring_end = first + len(block)
-            if len(block):
-                self._append(self._stream.resample_chunk(self._mixed(block)))
-            elif left == 0.0:
-                return
+                if self._pump_once(wanted, deadline):
+                    return
+            except BaseException:
+                self._undo(before, is_broken=self._reader.position != taken)
+                raise
 
-    def _take(self, frames: int) -> NDArray[np.float32]:
-        taken, self._run = self._run[:frames], self._run[frames:]
-        self._position += len(taken)
-        return taken
+    def _pump_once(self, wanted: int, deadline: float | None) -> bool:
+        """Return whether that was all."""
+        if self._is_broken:
+            self._mend()
+        if len(self._run) == 0 and self._runs:
+            self._next_run()
+        if len(self._run) >= wanted or self._runs or self._is_over:
+            return True
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        try:
+            block = self._reader.read(min(self._ring_frames(wanted), self._slice), left)
+        except BufferClosed:
+            if self._reader.closed:
+                raise
+            self._end_all()
+            return True
+        first = self._reader.position - len(block)
+        if first != self._ring_end:
+            self._skip_to(first)
+        self._ring_end = first + len(block)
+        if len(block):
+            self._append(self._stream.resample_chunk(self._mixed(block)))
+        return len(block) == 0 and left == 0.0
 
     # ---- reading ----------------------------------------------------------------------------------------
 
@@ -388,16 +425,19 @@ class ResamplingReader:
         if self._is_plain:
             return self._reader.read(frames, timeout)
         deadline = _deadline(timeout)
-        self._begin()
+        call = object()
         try:
+            self._begin(call)
             self._pump(frames, deadline)
             if frames and self._is_over and len(self._run) == 0:
                 raise BufferClosed("the buffer is closed and read to its end")
             # a copy: what is left of the run must not keep all of it alive, nor be written to
-            taken: NDArray[np.float32] = self._take(frames).copy()
+            taken: NDArray[np.float32] = self._run[:frames].copy()
+            position, rest = self._position + len(taken), self._run[len(taken) :]
+            self._position, self._run = position, rest
             return taken
         finally:
-            self._busy.release()
+            self._calls.pop(call, None)
 
     def read_into(self, out: NDArray[np.float32], timeout: float | None = 0.0) -> int:
         """Take the next output frames into `out` and return how many.
@@ -467,14 +507,15 @@ class ResampledBlocks:
         source = self._source
         if source.closed:
             return False
-        source._begin()
+        call = object()
         try:
+            source._begin(call)
             while True:
                 source._pump(self._frames, deadline)
                 got = len(source._run)
                 if got < self._frames and source._runs:  # too short, and a loss follows: its new frames are lost, too
-                    source._position += min(got, max(0, self._end - source._position))
-                    source._run = source._run[got:]
+                    position = source._position + min(got, max(0, self._end - source._position))
+                    source._position, source._run = position, source._run[got:]
                     continue
                 break
             if got < self._frames and not source._is_over:
@@ -483,16 +524,16 @@ class ResampledBlocks:
             first = source._position
             if frames == 0 or first + frames <= self._end:
                 return False
-            array = source._run[:frames].copy()
-            source._take(min(self._hop, frames))
-            self._end = first + frames
-            lost = source.lost - self._lost_before
-            self._lost_before = source.lost
-            return Block(first, frames, array, lost)
+            lost = source.lost
+            block = Block(first, frames, source._run[:frames].copy(), lost - self._lost_before)
+            step = min(self._hop, frames)
+            source._position, source._run = first + step, source._run[step:]
+            self._end, self._lost_before = first + frames, lost
+            return block
         except BufferClosed:
             return False
         finally:
-            source._busy.release()
+            source._calls.pop(call, None)
 
     def __iter__(self) -> Iterator[Block]:
         return self
