@@ -939,6 +939,7 @@ def manager_is_interrupted(work: str, every: int) -> dict[str, Any]:
     """A Ctrl-C at every n-th moment of a start or a stop; then a stop ends it and the next recording works."""
     from ctrl_c import CtrlC
 
+    warnings.simplefilter("ignore", ResourceWarning)  # a result that is lost on the way
     threads = threading.active_count()
     with _manager(device="mic") as manager:
         moment = 0
