@@ -18,8 +18,9 @@ from pcmring._resample import ResamplingReader
 from pcmring._session import CaptureSession
 from virtual_mic import need, virtual_mics
 
-need("soundfile", "psutil")
+need("soundfile", "soxr", "psutil")
 import soundfile  # noqa: E402
+import soxr  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -132,11 +133,15 @@ def test_a_ctrl_c_at_any_moment_harms_neither_the_file_nor_the_next_recording(wo
 
 BLOCK = 480
 SIGNAL = np.random.default_rng(1).standard_normal((20 * BLOCK, 2)).astype(np.float32)
+MONO = SIGNAL.mean(axis=1, keepdims=True, dtype=np.float32)
 
 
-def read_with_one_broken_off(call, samplerate: int, break_off):
-    """Read 10 ms blocks as they come, one under `break_off`; return (position, frames) of each, and the reader."""
-    with AudioBuffer(len(SIGNAL), 2, samplerate=48_000) as buffer:
+def read_with_one_broken_off(call, samplerate: int, break_off, is_late: bool = False):
+    """Read 10 ms blocks as they come, one under `break_off`; return (position, frames) of each, and the reader.
+
+    If that is late, the ring has lost some by then.
+    """
+    with AudioBuffer(4 * BLOCK if is_late else len(SIGNAL), 2, samplerate=48_000) as buffer:
         reader = ResamplingReader(buffer, samplerate, start=0)
         came = []
 
@@ -151,7 +156,7 @@ def read_with_one_broken_off(call, samplerate: int, break_off):
             if number == 10:
                 with break_off(reader):
                     read()
-            else:
+            elif not (is_late and 5 <= number < 10):
                 read()
         buffer.close()
         with suppress(BufferClosed, StopIteration):
@@ -175,27 +180,42 @@ def window(reader):
     return np.empty((0, 1), np.float32)
 
 
-@pytest.mark.parametrize("samplerate", [48_000, 16_000])
+@pytest.mark.parametrize(("samplerate", "is_late"), [(48_000, False), (48_000, True), (16_000, False)])
 @pytest.mark.parametrize("call", [read, read_into, window])
-def test_a_ctrl_c_at_any_moment_of_a_read_loses_nothing_untold(call, samplerate):
+def test_a_ctrl_c_at_any_moment_of_a_read_loses_nothing_untold(call, samplerate, is_late):
+    whole = MONO if samplerate == 48_000 else soxr.resample(MONO, 48_000, samplerate)
     moment, lost_results = 0, 0
     while True:
         ctrl_c = CtrlC(moment)
-        came, reader = read_with_one_broken_off(call, samplerate, lambda reader: ctrl_c)  # noqa: B023
+        came, reader = read_with_one_broken_off(call, samplerate, lambda reader: ctrl_c, is_late)  # noqa: B023
+        losses = reader.losses()
         assert reader.position - reader.start == reader.delivered + reader.lost
-        assert sum(stop - start for start, stop in reader.losses()) == reader.lost
-        assert reader.position == len(SIGNAL) * samplerate // 48_000  # to the very end, whatever happened
+        assert sum(stop - start for start, stop in losses) == reader.lost
+        assert reader.position == len(whole)  # to the very end, whatever happened
         # a call whose work is done when the Ctrl-C comes has delivered: the result is lost on the way to the caller
         lost_results += reader.delivered != sum(len(frames) for _, frames in came)
-        if samplerate == 48_000:
-            for position, frames in came:
-                mono = SIGNAL[position : position + len(frames)].mean(axis=1, keepdims=True, dtype=np.float32)
-                assert np.array_equal(frames, mono)
+        for position, frames in came:
+            if samplerate == 48_000 or not losses or position < losses[0][0]:  # after a loss it begins anew
+                assert np.array_equal(frames, whole[position : position + len(frames)])
         if not ctrl_c.has_come:
             break
         moment += 1
     assert moment > 20
     assert lost_results <= 5
+
+
+def test_a_reader_in_use_refuses_a_second_thread_and_goes_on(crew):
+    with AudioBuffer(4 * BLOCK, 2, samplerate=48_000) as buffer:
+        reader, came = ResamplingReader(buffer, 16_000, start=0), []
+        waiting = crew.start(lambda: came.append(reader.read(100, timeout=DEADLINE_S)))
+        crew.wait_until_asleep(waiting)
+        for again in (lambda: reader.read(1), reader.finish, lambda: next(reader.blocks(1))):
+            with pytest.raises(RuntimeError, match="another thread is using this reader"):
+                again()
+        buffer.write(SIGNAL[: 4 * BLOCK])
+        crew.join()
+        assert len(came[0]) == 100
+        assert len(reader.read(100)) == 100
 
 
 def test_a_read_for_whose_resampler_there_is_no_memory_loses_nothing_untold():
