@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -55,6 +56,8 @@ class CtrlC:
         where = {"call": frame, "c_return": frame, "return": frame.f_back}.get(event)
         if where is None or not _is_ours(where):
             return
+        if event == "call" and frame.f_code.co_flags & inspect.CO_GENERATOR:
+            return  # going on after a yield: Python 3.10 would skip what is to be done there in the end
         if self.moments == self.moment:
             self.has_come = True
             raise KeyboardInterrupt

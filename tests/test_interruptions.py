@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 from ctrl_c import CtrlC
 from microphones import Devices, Microphone, ramp
 from patience import DEADLINE_S, until
-from pcmring import AudioBuffer, BufferClosed, FileBasedAudioManager
+from pcmring import AudioBuffer, AudioBufferManager, AudioConfig, BufferClosed, FileBasedAudioManager, MemoryMonitor
 from pcmring._resample import ResamplingReader
 from pcmring._session import CaptureSession
 from virtual_mic import need, virtual_mics
@@ -21,6 +22,9 @@ from virtual_mic import need, virtual_mics
 need("soundfile", "soxr", "psutil")
 import soundfile  # noqa: E402
 import soxr  # noqa: E402
+
+# A result that is lost on the way to its variable is closed by its finalizer.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +77,6 @@ def test_a_source_whose_start_was_interrupted_writes_no_more(monkeypatch):
         assert source.active
 
 
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # a result that is lost on the way
 @pytest.mark.parametrize(
     "work", ["start_recording", "stop_recording", "save_as", "save_as over another", "set_buffer_size", "cleanup"]
 )
@@ -129,6 +132,58 @@ def test_a_ctrl_c_at_any_moment_harms_neither_the_file_nor_the_next_recording(wo
         assert manager.start_recording()
         assert manager.wait_ready(DEADLINE_S)
     assert caplog.messages == []
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_ctrl_c_at_any_moment_of_a_change_of_mode_leaves_a_recording_that_goes_on(streaming, caplog):
+    moment, has_come = 0, True
+    while has_come:
+        microphone = Microphone()
+        with AudioBufferManager(Devices(lambda: microphone)) as manager:  # noqa: B023
+            manager.set_capture_mode(streaming=not streaming)
+            assert manager.start_recording()
+            assert manager.wait_ready(DEADLINE_S)
+            with CtrlC(moment) as ctrl_c:
+                manager.set_capture_mode(streaming=streaming)
+            before = microphone.counters.frames
+            until(lambda: microphone.counters.frames > before)  # noqa: B023
+            manager.set_capture_mode(streaming=True)
+            assert manager.is_recording
+            manager.stop_recording()
+            for path in manager.get_audio_files():
+                assert soundfile.info(path).frames <= manager.get_buffer_info()["frames_written"]
+        until(lambda: not ours())
+        moment, has_come = moment + 1, ctrl_c.has_come
+    assert moment > 10
+    assert caplog.messages == []
+
+
+def test_a_ctrl_c_at_any_moment_of_saving_settings_leaves_the_old_or_the_new(tmp_path):
+    path = tmp_path / "settings.json"
+    moment, has_come = 0, True
+    while has_come:
+        AudioConfig(device="old").save(path)
+        with CtrlC(moment) as ctrl_c:
+            AudioConfig(device="new").save(path)
+        assert AudioConfig.load(path).device in ("old", "new")
+        assert len(list(tmp_path.iterdir())) <= 2  # one whose name was lost with the result
+        for left in tmp_path.glob(".settings*"):
+            left.unlink()
+        moment, has_come = moment + 1, ctrl_c.has_come
+    assert moment > 10
+
+
+def test_a_ctrl_c_at_any_moment_of_a_hold_lets_cleanups_run_again():
+    monitor = MemoryMonitor(max_memory_mb=1)
+    moment, has_come = 0, True
+    while has_come:
+        with CtrlC(moment) as ctrl_c, monitor.hold():
+            pass
+        cleanups = monitor.get_statistics()["cleanups"]
+        monitor._acted_at = -math.inf  # the pause between two is over
+        monitor.cleanup()
+        assert monitor.get_statistics()["cleanups"] == cleanups + 1
+        moment, has_come = moment + 1, ctrl_c.has_come
 
 
 BLOCK = 480

@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,8 @@ class AudioConfig:
                 os.fsync(file.fileno())
             os.replace(temporary, target)
         except BaseException:
-            os.unlink(temporary)
+            with suppress(FileNotFoundError):  # moved: a Ctrl-C came right then
+                os.unlink(temporary)
             raise
         return target
 

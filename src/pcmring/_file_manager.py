@@ -68,8 +68,9 @@ def _move(source: str, target: str, overwrite: bool) -> None:
         with suppress(OSError):
             os.unlink(copy)
         # A Ctrl-C may have come when the recording was moved already: then this is it.
-        if placeholder is not None and os.path.samestat(placeholder, os.lstat(target)):
-            os.unlink(target)
+        with suppress(FileNotFoundError):
+            if placeholder is not None and os.path.samestat(placeholder, os.lstat(target)):
+                os.unlink(target)
         raise
 
 

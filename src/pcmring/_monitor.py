@@ -323,8 +323,8 @@ class MemoryMonitor:
     def hold(self) -> Iterator[None]:
         """Inside the block, no cleanup runs that was not forced: usage is expected to rise."""
         token = object()
-        self._holds.add(token)
         try:
+            self._holds.add(token)
             yield
         finally:
             self._holds.discard(token)
