@@ -273,18 +273,36 @@ def test_a_reader_in_use_refuses_a_second_thread_and_goes_on(crew):
         assert len(reader.read(100)) == 100
 
 
+@contextmanager
+def no_memory(reader):
+    class Full:
+        def __getattr__(self, name):
+            raise MemoryError
+
+    stream, reader._stream = reader._stream, Full()
+    with pytest.raises(MemoryError):
+        yield
+    reader._stream = stream
+
+
+def test_a_reader_that_was_broken_off_and_is_finished_ends_with_what_it_had():
+    with AudioBuffer(len(SIGNAL), 2, samplerate=48_000) as buffer:
+        reader = ResamplingReader(buffer, 16_000, start=0)
+        buffer.write(SIGNAL[: 8 * BLOCK])
+        before = reader.read(len(SIGNAL))
+        buffer.write(SIGNAL[8 * BLOCK : 10 * BLOCK])
+        with no_memory(reader):
+            reader.read(BLOCK)
+        with no_memory(reader):
+            reader.finish()
+        reader.finish()
+        with pytest.raises(BufferClosed):
+            reader.read(1)
+        assert reader.losses() == [(len(before), 10 * BLOCK // 3)]
+        assert reader.delivered == len(before)
+
+
 def test_a_read_for_whose_resampler_there_is_no_memory_loses_nothing_untold():
-    @contextmanager
-    def no_memory(reader):
-        class Full:
-            def __getattr__(self, name):
-                raise MemoryError
-
-        stream, reader._stream = reader._stream, Full()
-        with pytest.raises(MemoryError):
-            yield
-        reader._stream = stream
-
     came, reader = read_with_one_broken_off(read, 16_000, no_memory)
     assert reader.lost > 0
     assert reader.delivered == sum(len(frames) for _, frames in came)

@@ -311,6 +311,8 @@ class ResamplingReader:
     def _end_all(self) -> None:
         before = self._state()
         try:
+            if self._is_broken:
+                self._mend()
             self._run_out()
             self._is_over = True
         except BaseException:
