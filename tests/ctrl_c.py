@@ -52,12 +52,14 @@ class CtrlC:
         if unraisable.exc_type is not KeyboardInterrupt:
             self._before(unraisable)
 
-    def _see(self, frame: FrameType, event: str, _: object) -> None:
+    def _see(self, frame: FrameType, event: str, function: object) -> None:
         where = {"call": frame, "c_return": frame, "return": frame.f_back}.get(event)
         if where is None or not _is_ours(where):
             return
         if event == "call" and frame.f_code.co_flags & inspect.CO_GENERATOR:
             return  # going on after a yield: Python 3.10 would skip what is to be done there in the end
+        if getattr(function, "__name__", "") == "__enter__":
+            return  # `with lock` is Python's own to keep whole, which 3.14 does not
         if self.moments == self.moment:
             self.has_come = True
             raise KeyboardInterrupt

@@ -335,6 +335,25 @@ def test_a_file_that_is_there_is_replaced_only_on_request(manager, place):
     np.testing.assert_array_equal(frames_of(place / "mine.wav"), audio)
 
 
+def test_a_recording_that_is_out_of_reach_when_it_is_saved_stays_listed_and_can_be_saved_again(manager, place):
+    path = record(manager)
+    folder = Path(path).parent
+    away = folder.with_name("away")
+    (place / "mine.wav").write_bytes(b"mine")
+    folder.rename(away)
+    with pytest.raises(FileNotFoundError):
+        manager.save_as(place / "mine.wav", overwrite=True)
+    with pytest.raises(FileNotFoundError):
+        manager.save_as(place / "new.wav")
+    assert not (place / "new.wav").exists()
+    away.rename(folder)
+    assert manager.get_audio_file() == path
+    assert manager.get_audio_files() == [path]
+    assert (place / "mine.wav").read_bytes() == b"mine"
+    manager.save_as(place / "new.wav")
+    assert not os.path.exists(path)
+
+
 def test_what_cannot_be_saved_stays_where_it_is(manager, place):
     assert manager.start_recording()
     assert manager.wait_ready(DEADLINE_S)

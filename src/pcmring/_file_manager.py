@@ -47,12 +47,11 @@ def _on_end(file: TempFile, session: CaptureSession, handlers: StreamHandlers, r
 
 def _move(source: str, target: str, overwrite: bool) -> None:
     """Rename, or across file systems copy; `target` is whole or not there."""
-    placeholder = None
-    if not overwrite:
-        with open(target, "xb", opener=partial(os.open, mode=0o600)) as empty:  # the name is ours, or FileExistsError
-            placeholder = os.fstat(empty.fileno())
-    copy = f"{target}.{secrets.token_hex(4)}"
+    is_ours, copy = False, f"{target}.{secrets.token_hex(4)}"
     try:
+        if not overwrite:
+            with open(target, "xb", opener=partial(os.open, mode=0o600)):  # or FileExistsError
+                is_ours = True
         try:
             os.replace(source, target)
         except OSError as error:
@@ -67,9 +66,8 @@ def _move(source: str, target: str, overwrite: bool) -> None:
     except BaseException:
         with suppress(OSError):
             os.unlink(copy)
-        # A Ctrl-C may have come when the recording was moved already: then this is it.
         with suppress(FileNotFoundError):
-            if placeholder is not None and os.path.samestat(placeholder, os.lstat(target)):
+            if is_ours and os.path.getsize(target) == 0:  # else it is the recording: a Ctrl-C came when it was moved
                 os.unlink(target)
         raise
 
@@ -254,14 +252,21 @@ class FileBasedAudioManager(StreamingAudioManager):
         target = os.path.abspath(path)
         try:
             _move(file.path, target, overwrite)
-        finally:
-            if not os.path.lexists(file.path):  # moved, though a Ctrl-C may have come then
-                self._audio_files.pop(file.path, None)
-                self.resource_manager.remove_temp_file(file.path)
-                if self._latest == file.path:
-                    self._latest = target
+        except Exception:
+            raise
+        except BaseException:
+            if not os.path.lexists(file.path):  # a Ctrl-C came when it was moved
+                self._give_away(file, target)
+            raise
+        self._give_away(file, target)
         logger.info("recording saved as %r", target)
         return target
+
+    def _give_away(self, file: TempFile, target: str) -> None:
+        self._audio_files.pop(file.path, None)
+        self.resource_manager.remove_temp_file(file.path)
+        if self._latest == file.path:
+            self._latest = target
 
     def release_audio_file(self, audio_file: str | os.PathLike[str] | None = None) -> None:
         """Say that a recording is not needed any more: the next cleanup deletes it.

@@ -504,7 +504,7 @@ class PortAudioSource(Source):
         stream, capture = self._stream, self._capture
         assert capture is not None
         self._note_end()
-        self._is_ending = True  # a Ctrl-C may come before the end
+        self._is_ending = True  # from here on an end is our own doing, even if a Ctrl-C comes in between
         patience_s = 0.25 + 2.0 * max(self._block_s, stream.latency)
         is_silent = time.monotonic_ns() - max(capture.last_call_ns, self._start_ns) > patience_s * 1e9
         deadline = time.monotonic() + (0.0 if is_silent else patience_s)
@@ -581,7 +581,9 @@ class PortAudioSource(Source):
             return False
         with self._lock:
             self._note_end()
-            return self._stream is not None and not self._finished and not self._is_ending
+            if self._stream is None or self._finished:
+                return False
+            return not self._is_ending or self._is_running(self._stream)
 
     @property
     def finished(self) -> bool:

@@ -320,12 +320,14 @@ class ResamplingReader:
             raise
 
     def _state(self) -> tuple[Any, ...]:
-        return self._run, self._runs.copy(), self._end, self._position, self._lost, self._ring_end, self._is_broken
+        flags = self._is_broken, self._is_over
+        return self._run, self._runs.copy(), self._end, self._position, self._lost, self._ring_end, flags
 
     def _undo(self, before: tuple[Any, ...], is_broken: bool) -> None:
-        is_broken |= self._is_broken
-        self._run, self._runs, self._end, self._position, self._lost, self._ring_end, self._is_broken = before
-        self._is_broken |= is_broken
+        now_broken, now_over = self._is_broken, self._is_over
+        self._run, self._runs, self._end, self._position, self._lost, self._ring_end, flags = before
+        self._is_broken, self._is_over = flags
+        self._is_broken |= is_broken or now_broken or now_over != self._is_over
 
     def _mend(self) -> None:
         """Give up what was taken from the ring, and go on after it."""
@@ -370,6 +372,8 @@ class ResamplingReader:
             try:
                 if self._pump_once(wanted, deadline):
                     return
+            except BufferClosed:
+                raise
             except BaseException:
                 self._undo(before, is_broken=self._reader.position != taken)
                 raise

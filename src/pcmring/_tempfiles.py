@@ -214,7 +214,10 @@ class TempFile:
                 logger.warning("%r is not the file that was registered: left alone, no longer looked after", self.path)
                 self.forget()
                 return False
-            if _is_open_for_writing(_identity(facts), None if self._lock is None else self._lock.fileno()):
+            lock, own_fd = self._lock, None
+            with suppress(ValueError):  # given up meanwhile, by another thread
+                own_fd = None if lock is None else lock.fileno()
+            if _is_open_for_writing(_identity(facts), own_fd):
                 return False
             os.unlink(name, dir_fd=folder_fd)
         except FileNotFoundError:
