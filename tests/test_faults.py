@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -145,6 +146,16 @@ def test_a_case_whose_process_dies_is_told_with_the_words_to_run_it_again(capsys
     assert outcome.is_bad == (known == "")
     assert "--only load --case 'of this test' --try 2" in printed
     assert ("known, not mended: of this test: a known fault" in printed) == bool(known)
+
+
+@pytest.mark.parametrize("words", ["not enough values to unpack", "other words"])
+def test_only_a_death_with_the_words_that_are_excused_is_no_failure(capsys, monkeypatch, words):
+    monkeypatch.setitem(campaign._cases, "load", [replace(_case(), excused=words)])  # each child dies, as above
+    (outcome,) = run_chapter("load", "tiny", seed=1)
+    is_excused = words.startswith("not enough")
+    assert outcome.is_bad != is_excused
+    assert outcome.tried == 3
+    assert ("3 ended by a fault of Python's" in capsys.readouterr().out) == is_excused
 
 
 def test_a_chapter_that_is_not_there_is_refused():

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from native_support import python_environment
 CHAPTERS = ("load", "python_rude", "devices", "memory", "disk", "input_fuzz", "misuse", "leaks")
 TESTS = Path(__file__).parents[1]
 A_WEEK_S = 7 * 86_400.0
-LAST_WORDS = 4000  # bytes of what a process that died had to say
+LAST_WORDS = 16_000  # bytes of what a process that died had to say
 
 Form = Literal["tiny", "short", "long"]
 FORMS: tuple[Form, ...] = ("tiny", "short", "long")
@@ -78,6 +79,9 @@ class Case:
         Of a folder: what the child's environment has besides, for a library to preload.
     known : str
         A fault that is not mended yet: its cause. Failures are shown, and do not fail the campaign.
+    excused : str
+        Of whose last words this pattern is a part has met a fault of Python's that docs/reliability.md names under what
+        is not promised. It is counted, and is no failure.
     """
 
     name: str
@@ -86,6 +90,7 @@ class Case:
     limit_s: float
     environment: Callable[[Path], dict[str, str]] | None
     known: str
+    excused: str = ""
 
 
 def tests_environment() -> dict[str, str]:
@@ -105,6 +110,7 @@ def case(
     limit_s: float = 60.0,
     environment: Callable[[Path], dict[str, str]] | None = None,
     known: str = "",
+    excused: str = "",
 ) -> Callable[[Callable[[Try], None]], Callable[[Try], None]]:
     """Make a function a case of its module's chapter."""
 
@@ -112,7 +118,7 @@ def case(
         tries: dict[Form, int] = {"tiny": tiny, "short": short, "long": long}
         name = function.__name__.replace("_", " ")
         chapter = function.__module__.rpartition(".")[2]
-        _cases.setdefault(chapter, []).append(Case(name, function, tries, limit_s, environment, known))
+        _cases.setdefault(chapter, []).append(Case(name, function, tries, limit_s, environment, known, excused))
         return function
 
     return register
@@ -217,7 +223,10 @@ def run_case(
                 break
             if first < last:
                 outcome.tried += 1
-                outcome.failures.append((first, f"died with code {child.returncode}\n{last_words}"))
+                if case.excused and re.search(case.excused, last_words):
+                    outcome.counts["ended by a fault of Python's"] += 1
+                else:
+                    outcome.failures.append((first, f"died with code {child.returncode}\n{last_words}"))
                 first += 1
     outcome.seconds = time.monotonic() - begin
     return outcome

@@ -195,14 +195,23 @@ def each_allocation_of_a_stop_fails(attempt: Try) -> None:
         attempt.counts.update(offered=runs.runs[0][2], missing=0, delivered=runs.runs[0][2], lost=0)
 
 
-@case(tiny=1, short=6, long=600, limit_s=90, environment=preload)
+#: A thread that waits for a lock of Python's own which another left locked, for want of the memory to release it.
+LEFT_LOCKED = (
+    r'\(most recent call first\):\n  File "[^"]*(threading|logging/__init__)\.py", line \d+ in (__enter__|acquire)\n'
+)
+
+
+@case(tiny=1, short=6, long=600, limit_s=30, environment=preload, excused=LEFT_LOCKED)
 def an_allocation_of_the_threads_fails_while_they_record(attempt: Try) -> None:
-    """Told once, with what was recorded before kept; or nothing happened; and the next recording works."""
+    """Told once, with what was recorded before kept; or nothing happened; and the next recording works.
+
+    In a WAV, which is written by us: libsndfile's FLAC encoder can crash.
+    """
     own_folders(attempt.folder)
     failing, own = Failing("allocate"), attempt.random
     errors: list[Exception] = []
     threading.excepthook = lambda _: None
-    with file_manager(format=own.choice(["WAV", "FLAC"])) as manager:
+    with file_manager() as manager:
         manager.on_stream_error = errors.append
         start(manager)
         n = attempt.by_form(own.randint(1, 400), own.randint(1, 400), attempt.number + 1)
